@@ -1,0 +1,202 @@
+"""What the engine needs of a log, whoever keeps it: Kafka or a directory.
+
+`kafka/` and `embedded/` each implement these protocols, file by file. Everything above (`partition/`, `triggers/`,
+`gateway/`) knows only this module. Times are milliseconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """One record as read from a log."""
+
+    offset: int
+    time: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Message(NamedTuple):
+    """One record as given to a log."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Ack(NamedTuple):
+    """Where a batch landed: its first offset and, on a LogAppendTime topic, the broker's time for all of it."""
+
+    offset: int
+    time: int
+
+
+class Batch(NamedTuple):
+    """Records in offset order, and where the reader stands after them (past control records and gaps)."""
+
+    records: list[Record]
+    next_offset: int
+
+
+class TransportError(Exception):
+    """The log could not do what was asked."""
+
+
+class RetriableError(TransportError):
+    """Not now: the broker is away or the connection broke. Whether an append landed is unknown."""
+
+
+class FencedError(TransportError):
+    """A later owner has taken this partition; this one must stop."""
+
+
+class OffsetGoneError(TransportError):
+    """The log no longer (or not yet) holds the offset asked for."""
+
+
+class TooLargeError(TransportError):
+    """The record is larger than the log takes."""
+
+
+class BadTopicError(TransportError):
+    """No such topic, or a name or setting the log refuses. The message says the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as the engine wants it."""
+
+    name: str
+    partitions: int
+    cleanup: str  # "delete" | "compact" | "compact,delete"
+    retention_ms: int | None  # None: for ever
+    max_message_bytes: int
+    log_append_time: bool = False
+
+
+class TopicInfo(NamedTuple):
+    """A topic as it is. `config` holds the log's own names (`cleanup.policy`, `retention.ms`, ...)."""
+
+    name: str
+    partitions: int
+    config: Mapping[str, str]
+
+
+class Checkpointer(Protocol):
+    """Fenced transactions for one owned partition: rows and marker to the changelog, group offset of the journal."""
+
+    async def open(self) -> None:
+        """Fence every earlier owner of the partition (InitProducerId). Call before reading the changelog."""
+        ...
+
+    async def write(self, rows: Sequence[Message], journal: TopicPartition, next_offset: int) -> int:
+        """One transaction: the rows (the marker among them, last) and the group's offset. Returns the changelog
+        offset just past the last row. Raises FencedError when a later owner has opened, and writes nothing then."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """A set of partitioned topics: append, read, inspect."""
+
+    async def append(self, target: TopicPartition, messages: Sequence[Message]) -> Ack:
+        """Append as one batch where it fits, idempotently, and return when it is durable (acks=all / fsync).
+
+        Appends to one partition from one caller land in call order. A batch larger than the log takes at once is
+        split; the returned offset is the first record's, and `contiguous` holds because callers append one batch
+        at a time per partition and check the next record themselves.
+        """
+        ...
+
+    def read(self, source: TopicPartition, start: int, end: int) -> AsyncIterator[Batch]:
+        """Read committed records from `start` until the position reaches `end` (exclusive). Bulk, for recovery.
+        Raises OffsetGoneError when `start` is before the log's start."""
+        ...
+
+    async def bounds(self, source: TopicPartition) -> tuple[int, int]:
+        """(first available offset, last stable offset): `read` up to the second number returns everything committed."""
+        ...
+
+    async def committed(self, group: str, source: TopicPartition) -> int | None: ...
+
+    async def offset_at(self, source: TopicPartition, time: int) -> int:
+        """The first offset whose record time is at or after `time`, else the end."""
+        ...
+
+    def checkpointer(self, transactional_id: str, group: str, changelog: TopicPartition) -> Checkpointer: ...
+
+    async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
+        """The topics that exist (of `names`, or all)."""
+        ...
+
+    async def create(self, specs: Sequence[TopicSpec], replication: int) -> None: ...
+
+    async def cluster_id(self) -> str:
+        """Stable name of this cluster; for the embedded log a UUID kept in its directory."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """What a transport drives: the engine's side of group membership and consumption.
+
+    All calls come on the engine's event loop. Batches of one partition come in order and one at a time: the next is
+    offered only after the coroutine returned, which is the engine's back-pressure (`pause` below is for triggers).
+    """
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        """The whole current assignment, after each change. Journal partitions are then to be recovered by the engine,
+        which calls `Membership.seek` with the offset it wants next."""
+        ...
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """These are about to be lost. Returns when what can be saved is saved."""
+        ...
+
+    async def records(self, source: TopicPartition, batch: Batch) -> None: ...
+
+
+class Member(NamedTuple):
+    """One live processor: where its HTTP is, and which journal partitions it owns."""
+
+    instance_id: str
+    url: str
+    partitions: tuple[int, ...]
+
+
+class Membership(Protocol):
+    """A running membership of the consumer group, over Faust."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self, *, leave: bool) -> None:
+        """Stop consuming. With `leave`, the group forgets this member at once; without, its place waits for it."""
+        ...
+
+    def seek(self, source: TopicPartition, offset: int) -> None: ...
+
+    def pause(self, source: TopicPartition) -> None: ...
+
+    def resume(self, source: TopicPartition) -> None: ...
+
+    def acked(self, source: TopicPartition, next_offset: int) -> None:
+        """Trigger topics only: everything before `next_offset` may be committed (Faust commits it soon)."""
+        ...
+
+    async def members(self) -> list[Member]:
+        """The group as it stands, from its metadata; on the embedded log, this process alone."""
+        ...
