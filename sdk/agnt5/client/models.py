@@ -16,7 +16,7 @@ from pydantic_core import from_json
 RunStatus: TypeAlias = Literal[
     "pending", "running", "awaiting_user_input", "paused", "completed", "failed", "cancelled", "timeout"
 ]
-"""`running` covers sleeping and waiting for a signal too (see `Run.waiting_on`); `paused` is parked (see `Run.pause`)."""
+"""`running` also covers sleeping and waiting for a signal (see `Run.waiting_on`); `paused` is parked (`Run.pause`)."""
 
 InputType: TypeAlias = Literal["text", "approval", "select", "multiselect"]
 
@@ -264,12 +264,28 @@ class Listing(Shape, Generic[Item]):
     next_cursor: str | None = None
 
 
-RunList: TypeAlias = Listing[Run]
-EventList: TypeAlias = Listing[Event]
-ApprovalList: TypeAlias = Listing[Approval]
-DeadLetterList: TypeAlias = Listing[DeadLetter]
-ProcessorList: TypeAlias = Listing[Processor]
-WorkflowList: TypeAlias = Listing[WorkflowInfo]
+class RunList(Listing[Run]):
+    """Runs, newest first."""
+
+
+class EventList(Listing[Event]):
+    """A run's history, in order."""
+
+
+class ApprovalList(Listing[Approval]):
+    """Open questions, oldest first."""
+
+
+class DeadLetterList(Listing[DeadLetter]):
+    """Dead letters, oldest first."""
+
+
+class ProcessorList(Listing[Processor]):
+    """The live members of the group."""
+
+
+class WorkflowList(Listing[WorkflowInfo]):
+    """Workflows, by name."""
 
 
 class Problem(Shape):
