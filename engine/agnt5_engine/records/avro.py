@@ -1,0 +1,148 @@
+"""Records to bytes and back: Avro single-object encoding, one schema file per kind and version.
+
+A value is `C3 01`, the CRC-64-AVRO fingerprint of its schema (little endian) and the Avro body (Avro 1.11
+specification, "Single-object encoding"), so any reader that has `schemas/` can read it without a registry. Bytes of every
+version ever released are read into today's NamedTuple of the kind; bytes are written with the newest version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import fastavro
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+from agnt5_engine.records import journal, rows
+
+MAGIC = b"\xc3\x01"
+HEADER = 10
+
+
+class RecordError(ValueError):
+    """Bytes that are no record of ours: cut off, damaged, or of a schema newer than this code."""
+
+
+class _Kind(NamedTuple):
+    """One record kind, ready to write."""
+
+    header: bytes
+    schema: Any
+
+
+class _Version(NamedTuple):
+    """One schema version of a kind, ready to read."""
+
+    writer: Any
+    reader: Any
+    build: Callable[[dict[str, Any]], Any]
+
+
+@cache
+def schema_files() -> dict[str, dict[int, Any]]:
+    """Every schema: kind -> version -> parsed JSON. From the wheel, or from the source tree beside `engine/`."""
+    folder: Any = resources.files("agnt5_engine") / "schemas"
+    if not folder.is_dir():
+        folder = Path(__file__).parents[3] / "schemas"
+    found: dict[str, dict[int, Any]] = {}
+    for file in folder.iterdir():
+        kind, _, rest = file.name.partition(".")
+        if rest.endswith(".avsc"):
+            found.setdefault(kind, {})[int(rest.removesuffix(".avsc"))] = json.loads(file.read_text("utf-8"))
+    return found
+
+
+def header_of(schema: Any) -> bytes:
+    """The ten bytes in front of every value written with this schema."""
+    return MAGIC + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+
+
+def _record_types() -> dict[str, type[Any]]:
+    return {
+        name: value
+        for module in (journal, rows)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and hasattr(value, "_fields") and value.__module__ == module.__name__
+    }
+
+
+def _builder(cls: type[Any]) -> Callable[[dict[str, Any]], Any]:
+    """A function from fastavro's dict to the NamedTuple, nested records too."""
+    nested: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    for name, hint in get_type_hints(cls).items():
+        for arg in get_args(hint):
+            if hasattr(arg, "_fields"):
+                nested[name] = _builder(arg)
+    if not nested:
+        return lambda d: cls(**d)
+
+    def build(d: dict[str, Any]) -> Any:
+        for name, make in nested.items():
+            d[name] = [make(x) for x in d[name]]
+        return cls(**d)
+
+    return build
+
+
+def _plain(value: Any) -> Any:
+    """A NamedTuple as the dict that fastavro writes; lists of NamedTuples too."""
+    d = value._asdict()
+    for name, field in d.items():
+        if field.__class__ is list and field and hasattr(field[0], "_fields"):
+            d[name] = [_plain(x) for x in field]
+    return d
+
+
+def _load() -> tuple[dict[type[Any], _Kind], dict[bytes, _Version]]:
+    kinds: dict[type[Any], _Kind] = {}
+    versions: dict[bytes, _Version] = {}
+    types = _record_types()
+    for name, by_version in schema_files().items():
+        cls = types[name]
+        newest = fastavro.parse_schema(by_version[max(by_version)])
+        kinds[cls] = _Kind(header_of(newest), newest)
+        build = _builder(cls)
+        for schema in by_version.values():
+            parsed = fastavro.parse_schema(schema)
+            reader = None if schema is by_version[max(by_version)] else newest
+            versions[header_of(parsed)] = _Version(parsed, reader, build)
+    return kinds, versions
+
+
+_KINDS, _VERSIONS = _load()
+
+
+def encode(record: Any) -> bytes:
+    """Any record or row as Avro single-object bytes."""
+    kind = _KINDS[record.__class__]
+    out = BytesIO()
+    out.write(kind.header)
+    fastavro.schemaless_writer(out, kind.schema, _plain(record))
+    return out.getvalue()
+
+
+def decode(data: bytes) -> Any:
+    """The record or row that `data` holds. Raises RecordError, saying what is wrong with the bytes."""
+    version = _VERSIONS.get(data[:HEADER])
+    if version is None:
+        raise RecordError(_what_is_wrong(data))
+    try:
+        body = BytesIO(data)
+        body.seek(HEADER)
+        return version.build(fastavro.schemaless_reader(body, version.writer, version.reader))
+    except (EOFError, ValueError, IndexError, OverflowError, MemoryError, UnicodeDecodeError, TypeError) as e:
+        raise RecordError(f"damaged {version.writer['name']}: {type(e).__name__}: {e}") from e
+
+
+def _what_is_wrong(data: bytes) -> str:
+    if len(data) < HEADER or data[:2] != MAGIC:
+        return f"not an Avro single object: starts with {data[:HEADER].hex() or 'nothing'}"
+    return (
+        f"schema fingerprint {data[2:HEADER].hex()} is of no version this code knows; "
+        "it was written by a newer release: upgrade this processor"
+    )

@@ -1,0 +1,77 @@
+"""Names and where they lead: run IDs, routing keys, partitions.
+
+The routing key of a run is its ID up to the first dot, so whoever holds a run ID knows its partition. A session's runs and a
+run's children share a routing key. Partitions are those of Kafka's default partitioner (murmur2, KIP-480), so a plain Java or
+aiokafka producer that sends a command with the routing key as record key reaches the owner.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+from functools import lru_cache
+from hashlib import sha256
+
+_ID = re.compile(r"[a-z0-9.]{1,200}")
+
+
+def digest(*parts: str | bytes, length: int = 26) -> str:
+    """`length` base32 characters (a-z, 2-7; 5 bits each) of the SHA-256 of the parts, each length-prefixed."""
+    h = sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        h.update(len(data).to_bytes(4, "big"))
+        h.update(data)
+    return base64.b32encode(h.digest()).decode("ascii").lower()[:length]
+
+
+def new_id() -> str:
+    """A fresh run ID's unique part: 128 random bits."""
+    return base64.b32encode(secrets.token_bytes(16)).decode("ascii").lower().rstrip("=")
+
+
+def session_key(session_id: str) -> str:
+    """The routing key of a session: `s` and 20 base32 characters of the session ID's SHA-256."""
+    return "s" + base64.b32encode(sha256(session_id.encode()).digest()).decode("ascii").lower()[:20]
+
+
+def user_key(user_id: str) -> str:
+    """The routing key of a user's state."""
+    return "u" + base64.b32encode(sha256(user_id.encode()).digest()).decode("ascii").lower()[:20]
+
+
+def run_id_for(session_id: str | None, unique: str) -> str:
+    """A run's ID: its unique part, behind the session's routing key when it has a session."""
+    return unique if session_id is None else f"{session_key(session_id)}.{unique}"
+
+
+def routing_key(run_id: str) -> str:
+    return run_id.partition(".")[0]
+
+
+def is_run_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=1 << 16)
+def partition_of(key: str, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives this record key."""
+    return (murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's 32-bit murmur2 (org.apache.kafka.common.utils.Utils)."""
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    length = len(data)
+    h = 0x9747B28C ^ length
+    whole = length & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+        k = (k ^ (k >> 24)) * m & mask
+        h = (h * m & mask) ^ k
+    tail = data[whole:]
+    if tail:
+        h = ((h ^ int.from_bytes(tail, "little")) * m) & mask
+    h = ((h ^ (h >> 13)) * m) & mask
+    return h ^ (h >> 15)

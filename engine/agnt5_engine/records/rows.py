@@ -1,0 +1,180 @@
+"""The rows of a partition's table: what a run needs to go on, without the journal.
+
+A run is one RunRow, one PendingRow per thing it waits for, and one HistoryRow per record that moved it, so that a
+checkpoint writes what changed and never a whole run. A run that started and ended between two checkpoints is one
+RunRow with its history inside.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class AskNote(NamedTuple):
+    """Something a run asked for, as its history tells it."""
+
+    path: str
+    kind: str
+    name: str
+    data: bytes | None  # of a question: what was asked
+
+
+class Read(NamedTuple):
+    path: str
+    value: bytes
+
+
+class Mark(NamedTuple):
+    name: str
+    value: bool
+
+
+class HistoryRow(NamedTuple):
+    """One record applied to a run, with all that replaying it needs."""
+
+    seq: int  # number of public events before this row's first
+    time: int
+    event: str  # start | resolved | failed | timed_out | cancelled | attempt_failed | ... (runs/history.py)
+    path: str
+    kind: str
+    name: str
+    attempt: int
+    digest: int
+    value: bytes | None
+    error_type: str | None
+    message: str | None
+    traceback: str | None
+    step: str | None
+    by: str | None  # who answered
+    reads: list[Read]
+    marks: list[Mark]
+    asks: list[AskNote]
+
+
+class Signal(NamedTuple):
+    """A signal that nobody has waited for yet."""
+
+    name: str
+    payload: bytes
+
+
+class Held(NamedTuple):
+    """A journal record that waits for its turn, with where and when it stood in the log."""
+
+    offset: int
+    time: int
+    value: bytes
+
+
+class Parent(NamedTuple):
+    run_id: str
+    path: str
+
+
+class RunRow(NamedTuple):
+    run_id: str
+    workflow: str
+    status: str
+    input: bytes
+    session_id: str | None
+    user_id: str | None
+    trigger: bytes
+    metadata: dict[str, str]
+    envelope: bytes | None
+    parents: list[Parent]
+    attempt: int
+    created_at: int
+    finished_at: int | None
+    output: bytes | None
+    error_type: str | None
+    message: str | None
+    traceback: str | None
+    step: str | None
+    pause_reason: str | None
+    pause_detail: str | None
+    cancelled: str | None  # reason of the cancellation in force
+    commands: list[str]
+    signals: list[Signal]
+    held: list[Held]
+    seq: int
+    length: int  # history rows in all
+    history: list[HistoryRow]  # in place of HistoryRows of their own
+
+
+class PendingRow(NamedTuple):
+    """Something a run waits for. `ask` is the kind; the fields it does not use are empty."""
+
+    run_id: str
+    path: str
+    ask: str  # step | sleep | user | signal | child | write | user_state | emit | end | retry | timeout
+    name: str
+    function: str | None
+    payload: bytes
+    options: bytes | None
+    due: int | None
+    flags: int
+    target: str | None  # child run ID; topic
+    key: bytes | None
+    extra: bytes | None
+    asked_at: int
+    attempt: int
+    retry_at: int | None
+    restarts: int
+    isolated: int
+
+
+class SessionRow(NamedTuple):
+    """A routing key's session: its state, the write in force, and the records that wait behind it."""
+
+    key: str
+    base: int
+    lock_run: str | None
+    lock_path: str | None
+    state: dict[str, bytes]
+    queue: list[Held]
+
+
+class UserRow(NamedTuple):
+    """A user's state, and the last reply to each asker, so that an operation asked twice is done once."""
+
+    user_id: str
+    version: int
+    state: dict[str, bytes]
+    replies: dict[str, bytes]
+
+
+class OutboxRow(NamedTuple):
+    """An effect outside the partition that is not yet known to be durable."""
+
+    id: str
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: list[Header]
+    run_id: str | None  # the entry to resolve when it is delivered
+    path: str | None
+
+
+class Header(NamedTuple):
+    name: str
+    value: bytes
+
+
+class EarlyCancelRow(NamedTuple):
+    """A cancel that came before its run."""
+
+    run_id: str
+    time: int
+
+
+class MarkerRow(NamedTuple):
+    """What a checkpoint covers. `applied` is the last journal offset applied."""
+
+    applied: int
+    claim: int
+    now: int
+    cluster_id: str
+    partitions: int
+    clean: bool
+    takeovers: int
+    code_version: str
