@@ -51,7 +51,14 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
     render: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=out.isatty(), timestamp_key="time")]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=out.isatty(),
+                timestamp_key="time",
+                # The default one prints local variables, which may hold anything.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
         if console
         else [structlog.processors.format_exc_info, _ordered, structlog.processors.JSONRenderer(default=str)]
     )
