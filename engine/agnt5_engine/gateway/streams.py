@@ -1,0 +1,78 @@
+"""Server-sent events: a run's events as they happen, to a reader that may be slow, silent or gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+
+from fastapi.sse import format_sse_event
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from agnt5.client.models import Event
+from agnt5_engine.gateway.metrics import STREAMS
+
+PING = b": still here\n\n"
+PING_SECONDS = 15.0
+STALLED_SECONDS = 60.0
+"""How long a reader may leave what was sent unread before its connection is given up."""
+
+
+class Stream(StreamingResponse):
+    """A stream that frees what it reads from as soon as its reader has gone, or has stopped reading."""
+
+    media_type = "text/event-stream"
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        STREAMS.inc()
+        try:
+            async with aclosing(self.body_iterator) as chunks:
+                async for chunk in chunks:
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            STREAMS.dec()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_stream(events: AsyncIterator[Event], closing: asyncio.Future[None], first: bytes = b"") -> Stream:
+    """A response that streams `events` until they end or the processor is `closing` (the reader resumes elsewhere)."""
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return Stream(_encoded(events, closing, first), headers=headers)
+
+
+def encode(event: Event) -> bytes:
+    """One event in the wire format: its type, its seq as ID, its JSON."""
+    return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+
+
+async def _encoded(events: AsyncIterator[Event], closing: asyncio.Future[None], first: bytes) -> AsyncIterator[bytes]:
+    # Something at once, so that proxies and readers see that the stream is open.
+    yield first or b": open\n\n"
+    upcoming: asyncio.Future[Event] | None = None
+    try:
+        while True:
+            if upcoming is None:
+                upcoming = asyncio.ensure_future(anext(events))  # type: ignore[arg-type]
+            await asyncio.wait((upcoming, closing), timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if upcoming.done():
+                try:
+                    event = upcoming.result()
+                except StopAsyncIteration:
+                    return
+                upcoming = None
+                yield encode(event)
+            elif closing.done():
+                return
+            else:
+                yield PING
+    finally:
+        if upcoming is not None:
+            upcoming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                await upcoming
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,121 @@
+"""`/v1/workflows`: what can be started, and the three ways to start it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from agnt5.client.models import Run, Status, Submitted, WorkflowInfo, WorkflowList
+from agnt5_engine.gateway.context import Gateway
+from agnt5_engine.gateway.problems import ProblemError, RelayedError
+from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
+from agnt5_engine.gateway.runs import last_event_id
+from agnt5_engine.gateway.starting import start_from_body
+from agnt5_engine.gateway.streams import event_stream
+from agnt5_engine.ports import NotHere, Started, UnknownRun
+
+LONGEST_WAIT = 86_400.0
+
+START_HEADERS = [
+    header("Idempotency-Key", "The same key (per workflow and session) with the same input means the same run."),
+    header("X-Session-ID", "The session the run belongs to."),
+    header("X-User-ID", "The user the run works for."),
+]
+_INPUT = json_input({"type": "object", "description": "The workflow's inputs, by name."}, required=False)
+
+Name = Annotated[str, Path(description="The workflow's name.")]
+Wait = Annotated[
+    float | None,
+    Query(ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="Seconds to wait before answering anyway."),
+]
+
+
+def routes(gateway: Gateway) -> APIRouter:
+    api = router("workflows")
+
+    @api.get("/v1/workflows", responses=answers(WorkflowList))
+    async def list_workflows() -> Response:
+        """The workflows that can be started, by name, with the JSON Schema of their inputs."""
+        items: list[WorkflowInfo] = [gateway.catalog.info(name) for name in sorted(gateway.catalog.names())]
+        return shaped(WorkflowList(items=items))
+
+    @api.post(
+        "/v1/workflows/{name}/run",
+        responses={**answers(Run, body=True, also=(404, 409)), **answers(Submitted, status=202)},
+        openapi_extra={**_INPUT, "parameters": START_HEADERS},
+    )
+    async def run_workflow(request: Request, name: Name, timeout: Wait = None) -> Response:
+        """Start a run and wait for it: 200 with the run once it has ended (however it ended) or is paused; after
+        `timeout`, 202 and where to look."""
+        started = await start_from_body(gateway, request, name)
+        try:
+            run = await gateway.outlast(request, gateway.owners.finished(request, started.run_id), timeout)
+        except TimeoutError:
+            return _accepted(started, await _status(gateway, request, started))
+        except ProblemError as error:
+            # The run was started; whoever asked must be able to find it again.
+            error.members.setdefault("run_id", started.run_id)
+            raise
+        response = shaped(run)
+        response.headers["location"] = f"/v1/runs/{started.run_id}"
+        return response
+
+    @api.post(
+        "/v1/workflows/{name}/submit",
+        status_code=202,
+        responses=answers(Submitted, status=202, body=True, also=(404, 409)),
+        openapi_extra={**_INPUT, "parameters": START_HEADERS},
+    )
+    async def submit_workflow(request: Request, name: Name) -> Response:
+        """Start a run: 202 once the request is durable."""
+        started = await start_from_body(gateway, request, name)
+        return _accepted(started, started.status)
+
+    @api.post(
+        "/v1/workflows/{name}/stream",
+        responses={**answers(None, body=True, also=(404, 409)), 200: STREAM},
+        openapi_extra={**_INPUT, "parameters": [*START_HEADERS, LAST_EVENT_ID]},
+    )
+    async def stream_workflow(request: Request, name: Name) -> Response:
+        """Start a run and stream its events until it ends. With an Idempotency-Key, the same request with
+        Last-Event-ID goes on where a broken stream stopped."""
+        after = last_event_id(request)
+        started = await start_from_body(gateway, request, name)
+        events = gateway.owners.follow(request, started.run_id, after)
+        response = event_stream(events, gateway.closing)
+        response.headers["location"] = f"/v1/runs/{started.run_id}"
+        return response
+
+    return api
+
+
+STREAM: dict[str, Any] = {
+    "description": "The run's events, each with its `seq` as ID, its type and the event as JSON",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    "description": "Only events after this seq.",
+}
+
+
+def _accepted(started: Started, status: str) -> Response:
+    submitted = Submitted.model_construct(run_id=started.run_id, status=status, existing=started.existing)
+    response = shaped(submitted, 202)
+    response.headers["location"] = f"/v1/runs/{started.run_id}"
+    return response
+
+
+async def _status(gateway: Gateway, request: Request, started: Started) -> str:
+    try:
+        return (await gateway.owners.run(request, started.run_id)).status
+    except (NotHere, UnknownRun, ProblemError, RelayedError):
+        return started.status  # what is known: the run moves just now
+
+
+def status_of(run: Run) -> Status:
+    return Status(run_id=run.run_id, status=run.status)
