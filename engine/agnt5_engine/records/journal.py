@@ -144,7 +144,9 @@ class StateWritten(NamedTuple):
     claim: int
 
 
-class UserStateReplied(NamedTuple):
+class Replied(NamedTuple):
+    """What a run asked of another partition (a user's state, a publication) was done: resolve `path` with `value`."""
+
     run_id: str
     path: str
     value: bytes
@@ -188,11 +190,12 @@ class RunFinished(NamedTuple):
     claim: int
 
 
-class RunPoisoned(NamedTuple):
-    """The run keeps killing its owner; it is parked."""
+class RunParked(NamedTuple):
+    """The owner cannot go on with the run: `poison` (it keeps killing its owner), `unknown_function`."""
 
     run_id: str
     path: str
+    reason: str
     detail: str
     claim: int
 
@@ -204,9 +207,7 @@ class Delivered(NamedTuple):
     claim: int
 
 
-Command: TypeAlias = (
-    RunRequested | UserResponded | SignalSent | CancelRequested | RetryRequested | UserStateAsked
-)
+Command: TypeAlias = RunRequested | UserResponded | SignalSent | CancelRequested | RetryRequested | UserStateAsked
 Result: TypeAlias = (
     StepSucceeded
     | StepFailed
@@ -214,11 +215,11 @@ Result: TypeAlias = (
     | StepIsolated
     | TimerFired
     | StateWritten
-    | UserStateReplied
+    | Replied
     | ChildFinished
     | RunRetried
     | RunFinished
-    | RunPoisoned
+    | RunParked
     | Delivered
 )
 JournalRecord: TypeAlias = OwnerClaimed | Command | Result

@@ -1,0 +1,92 @@
+"""One partition's way into its journal: what is appended in one turn of the loop goes as one batch, one batch in flight.
+
+While a batch is on its way the next one fills, so throughput follows the load and latency stays one round trip. Nothing is
+given up: a batch whose fate is unknown is sent again, and applying tells the second copy from the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import JournalRecord
+from agnt5_engine.transport.base import Ack, Log, Message, RetriableError, TopicPartition
+
+log = structlog.get_logger()
+
+#: A batch stays below what the log takes at once, so that it lands as one piece and its offsets are contiguous.
+_BATCH_RECORDS = 2000
+_BATCH_BYTES = 700_000
+
+
+class Outgoing(NamedTuple):
+    message: Message
+    record: JournalRecord
+
+
+class Appender:
+    """Appends records and hands each acked batch back: `acked(ack, records)`, in order."""
+
+    def __init__(
+        self,
+        journal: Log,
+        target: TopicPartition,
+        acked: Callable[[Ack, list[Outgoing]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._log = journal
+        self._target = target
+        self._acked = acked
+        self._failed = failed
+        self._buffer: list[Outgoing] = []
+        self._sending: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def append(self, key: str, record: JournalRecord) -> None:
+        """Write the record soon; it is applied when the ack comes."""
+        self._buffer.append(Outgoing(Message(key.encode(), encode(record)), record))
+        if self._sending is None and not self._closed:
+            self._sending = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            while self._buffer and not self._closed:
+                batch = self._next()
+                ack = await self._send([o.message for o in batch])
+                if self._closed:
+                    return
+                self._acked(ack, batch)
+        except asyncio.CancelledError:
+            raise
+        except Exception as e:
+            self._failed(e)
+        finally:
+            self._sending = None
+
+    def _next(self) -> list[Outgoing]:
+        size = 0
+        for i, out in enumerate(self._buffer):
+            size += len(out.message.value or b"") + 100
+            if i and (size > _BATCH_BYTES or i >= _BATCH_RECORDS):
+                batch, self._buffer = self._buffer[:i], self._buffer[i:]
+                return batch
+        batch, self._buffer = self._buffer, []
+        return batch
+
+    async def _send(self, messages: list[Message]) -> Ack:
+        while True:
+            try:
+                return await self._log.append(self._target, messages)
+            except RetriableError as e:
+                log.warning("journal.append.retry", partition=self._target.partition, error=str(e))
+                await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)

@@ -1,0 +1,55 @@
+"""Runs in-place calls (`await fn(ctx)`) on the real event loop, one set per routing key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agnt5.errors import StepTimeout
+from agnt5.replay.protocol import InPlaceCall
+
+
+class Calls:
+    """`finished(key, token, result, error)` is called once for each call that was not given up."""
+
+    def __init__(self, finished: Callable[[str, int, object, BaseException | None], None]) -> None:
+        self._finished = finished
+        self._tasks: dict[str, set[asyncio.Task[None]]] = {}
+
+    def run(self, key: str, call: InPlaceCall) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(key, call))
+        tasks = self._tasks.setdefault(key, set())
+        tasks.add(task)
+
+    async def _run(self, key: str, call: InPlaceCall) -> None:
+        result: object = None
+        error: BaseException | None = None
+        try:
+            async with asyncio.timeout(call.timeout_ms / 1000) as limit:
+                result = await call.run()
+        except asyncio.CancelledError as e:
+            error = e
+        except TimeoutError as e:
+            error = StepTimeout(f"{call.name} took longer than {call.timeout_ms} ms") if limit.expired() else e
+        except Exception as e:
+            error = e
+        tasks = self._tasks.get(key)
+        if tasks is None:
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.discard(task)
+        if not tasks:
+            del self._tasks[key]
+        self._finished(key, call.token, result, error)
+
+    def interrupt(self, key: str) -> None:
+        for task in self._tasks.get(key, ()):
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = [t for group in self._tasks.values() for t in group]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

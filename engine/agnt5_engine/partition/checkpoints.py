@@ -1,0 +1,114 @@
+"""Checkpoints of one partition: every interval, or sooner when much has changed.
+
+One fenced transaction holds the changed rows, the marker with the applied journal offset, and the group's offset; then one write
+batch brings the local table to the same point. A transaction whose fate is unknown is written again, same rows: it says the
+same thing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from agnt5_engine.partition.recovery import Restored
+from agnt5_engine.partition.table import marker_now
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.rows import MarkerRow
+from agnt5_engine.runs import table
+from agnt5_engine.runs.checkpoint import Row, collect, expire, forget_clean
+from agnt5_engine.transport.base import Checkpointer, FencedError, Message, RetriableError
+
+if TYPE_CHECKING:
+    from agnt5_engine.partition.owner import Owner, Surroundings
+
+log = structlog.get_logger()
+
+#: Changed runs after which a checkpoint does not wait for its time.
+_MANY = 4000
+
+
+class Checkpoints:
+    """Writes them, one at a time."""
+
+    def __init__(self, owner: Owner, checkpointer: Checkpointer, restored: Restored, around: Surroundings) -> None:
+        self._owner = owner
+        self._checkpointer = checkpointer
+        self._changelog_offset = restored.changelog_offset
+        self._around = around
+        self._written = restored.marker.applied if restored.marker is not None else -2
+        self._takeovers = (restored.marker.takeovers if restored.marker is not None else 0) + 1
+        self._soon = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unwritten: tuple[list[Row], MarkerRow] | None = None
+        self._lock = asyncio.Lock()
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def perhaps(self) -> None:
+        """Called after applying: ask for an early one when much has changed."""
+        if len(self._owner.state.dirty_runs) >= _MANY:
+            self._soon.set()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._around.checkpoint_seconds):
+                        await self._soon.wait()
+                self._soon.clear()
+                await self.write()
+        except asyncio.CancelledError:
+            raise
+        except Exception as e:
+            self._owner.fail(e)
+
+    async def write(self, *, clean: bool = False) -> None:
+        """Bring changelog, group offset and local table to what is applied now. Raises FencedError."""
+        async with self._lock:
+            delay = 0.2
+            while self._unwritten is not None or self._owner.state.applied != self._written or clean:
+                try:
+                    await self._write(clean)
+                    break
+                except RetriableError as e:
+                    if clean:
+                        raise
+                    log.warning("checkpoint.retry", partition=self._owner.partition, error=str(e))
+                    await asyncio.sleep(delay)
+                    delay = min(delay * 2, 5)
+
+    async def _write(self, clean: bool) -> None:
+        owner, place = self._owner, self._owner.place
+        state = owner.state
+        if self._unwritten is None or clean:
+            older = self._unwritten[0] if self._unwritten is not None else []
+            marker = MarkerRow(
+                applied=state.applied, claim=state.claim, now=state.now, cluster_id=place.cluster_id,
+                partitions=place.partitions, clean=clean, takeovers=0 if owner.caught_up or clean else self._takeovers,
+                code_version=self._around.code_version,
+            )  # fmt: skip
+            self._unwritten = (older + collect(state) + expire(state), marker)
+        rows, marker = self._unwritten
+        primary = [Message(r.key, r.value) for r in rows if r.key[:1] not in table.DERIVED_FAMILIES]
+        head = Row(table.MARKER, encode(marker))
+        self._changelog_offset = await self._checkpointer.write(
+            [*primary, Message(head.key, head.value)], place.journal, marker.applied + 1
+        )
+        owner.table.write([*rows, head], marker_now(place.cluster_id, self._changelog_offset))
+        self._written, self._unwritten = marker.applied, None
+        forget_clean(state, keep=self._around.resident)
+
+    async def close(self, *, save: bool) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if save:
+            try:
+                await self.write(clean=True)
+            except (RetriableError, FencedError) as e:
+                # The journal has it all; the next owner applies a longer tail.
+                log.warning("checkpoint.last_failed", partition=self._owner.partition, error=str(e))

@@ -1,0 +1,120 @@
+"""Who waits for what happens in a partition: command verdicts, run ends, followed histories. Nothing here is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+from agnt5_engine.runs.effects import Verdict
+
+#: Live-only events a slow reader is owed; older ones are dropped first.
+_LINES = 200
+
+
+class Line(NamedTuple):
+    """A live-only event: `progress.update` or `log`."""
+
+    time: int
+    type: str
+    data: dict[str, Any]
+
+
+class PartitionMoved(Exception):
+    """The partition is no longer owned here."""
+
+
+class Watcher:
+    """One reader of one run."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.lines: deque[Line] = deque(maxlen=_LINES)
+        self.gone = False
+
+    async def wait(self) -> None:
+        """Until something happened. Raises PartitionMoved when it will happen elsewhere."""
+        await self.changed.wait()
+        self.changed.clear()
+        if self.gone:
+            raise PartitionMoved
+
+
+class Live:
+    """The waiters of one partition."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
+        self._watchers: dict[str, set[Watcher]] = {}
+
+    def expect(self, command_id: str) -> asyncio.Future[Verdict]:
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._verdicts[command_id] = future
+        return future
+
+    def verdict(self, v: Verdict) -> None:
+        future = self._verdicts.pop(v.command_id, None)
+        if future is not None and not future.done():
+            future.set_result(v)
+
+    def forget(self, command_id: str) -> None:
+        self._verdicts.pop(command_id, None)
+
+    def watch(self, run_id: str) -> Watcher:
+        watcher = Watcher()
+        self._watchers.setdefault(run_id, set()).add(watcher)
+        return watcher
+
+    def unwatch(self, run_id: str, watcher: Watcher) -> bool:
+        """True when nobody watches the run any more."""
+        watchers = self._watchers.get(run_id)
+        if watchers is None:
+            return True
+        watchers.discard(watcher)
+        if not watchers:
+            del self._watchers[run_id]
+        return not watchers
+
+    def moved(self, run_id: str, ended: bool) -> None:
+        for watcher in self._watchers.get(run_id, ()):
+            watcher.changed.set()
+
+    def line(self, run_id: str, type: str, data: dict[str, Any]) -> None:
+        watchers = self._watchers.get(run_id)
+        if watchers:
+            line = Line(int(time.time() * 1000), type, data)
+            for watcher in watchers:
+                watcher.lines.append(line)
+                watcher.changed.set()
+
+    def listener(self, run_id: str) -> RunListener:
+        return RunListener(self, run_id)
+
+    def close(self, partition: int) -> None:
+        for future in self._verdicts.values():
+            if not future.done():
+                future.set_exception(PartitionMoved(partition))
+                future.exception()  # whoever still waits gets it; nobody need
+        self._verdicts.clear()
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.gone = True
+                watcher.changed.set()
+        self._watchers.clear()
+
+
+class RunListener:
+    """What a run's contexts say while they are live."""
+
+    __slots__ = ("_live", "_run_id")
+
+    def __init__(self, live: Live, run_id: str) -> None:
+        self._live = live
+        self._run_id = run_id
+
+    def progress(self, fraction: float | None, message: str | None) -> None:
+        self._live.line(self._run_id, "progress.update", {"fraction": fraction, "message": message})
+
+    def log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self._live.line(self._run_id, "log", {"level": level, "message": message, **fields})

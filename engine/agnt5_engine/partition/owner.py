@@ -1,0 +1,273 @@
+"""One owned partition: applies its journal, does what that asks for, and checkpoints.
+
+The shell around `runs/`. All of it runs on one event loop, and applying is synchronous, so a checkpoint always sees the state between
+two records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from agnt5.function import Function
+from agnt5_engine.partition.appender import Appender, Outgoing
+from agnt5_engine.partition.calls import Calls
+from agnt5_engine.partition.checkpoints import Checkpoints
+from agnt5_engine.partition.live import Live
+from agnt5_engine.partition.recovery import PartitionStopped, Place, check_journal, claim, restore
+from agnt5_engine.partition.sender import Publish, Sender
+from agnt5_engine.partition.steps import Slots, Steps
+from agnt5_engine.partition.table import Table
+from agnt5_engine.partition.timers import Timers
+from agnt5_engine.records.avro import RecordError, decode
+from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
+from agnt5_engine.records.routing import routing_key
+from agnt5_engine.runs.apply import apply, finish_call, resume_queue
+from agnt5_engine.runs.ask import ask_everything
+from agnt5_engine.runs.effects import (
+    Abandon,
+    Append,
+    Call,
+    Effect,
+    Execute,
+    InterruptCall,
+    Moved,
+    Send,
+    SetTimer,
+    Superseded,
+    Verdict,
+)
+from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.runs.state import Code, PartitionState
+from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an owner shares with the rest of its process."""
+
+    code: Code
+    function: Callable[[str], Function[Any] | None]
+    slots: Slots
+    publish: Publish  # (topic or stand-in, messages)
+    dispatch: Callable[[Owner, Run, Pending, str], bool]  # a queue's step to its pool; False: run it here
+    stopped: Callable[[Owner, BaseException], None]
+    dead_letter: Callable[[Place, Any, str], Any]  # a journal record that cannot be decoded
+    owner_id: str
+    code_version: str
+    retention_ms: int
+    checkpoint_seconds: float
+    resident: int = 10_000  # live runs kept in memory after a checkpoint
+
+
+class Owner:
+    """Owns one journal partition from `open` to `close`."""
+
+    def __init__(self, place: Place, checkpointer: Checkpointer, around: Surroundings) -> None:
+        self.place = place
+        self.partition = place.journal.partition
+        self._checkpointer = checkpointer
+        self._around = around
+        self.caught_up = False
+        self.closed = False
+        self.live = Live()
+        self.claim = -1
+        self.state: PartitionState
+        self.table: Table
+        self.timers = Timers(self._timer_fired)
+        self._appender = Appender(place.log, place.journal, self._acked, self.fail)
+        self._early: dict[int, tuple[int, JournalRecord]] = {}  # acked, but not the next to apply
+
+    # ------------------------------------------------------------------ life
+
+    async def open(self) -> int:
+        """Recover the partition. Returns the journal offset to consume from. Raises PartitionStopped, FencedError."""
+        restored = await restore(self.place, self._checkpointer)
+        self.table, marker = restored.table, restored.marker
+        await check_journal(self.place, marker)
+        self.state = state = PartitionState(
+            self.table,
+            self._around.code,
+            retention_ms=self._around.retention_ms,
+            applied=marker.applied if marker else -1,
+            claim=marker.claim if marker else -1,
+            now=marker.now if marker else 0,
+            listener=self.live.listener,
+        )
+        self.steps = Steps(
+            state,
+            self._around.slots,
+            function=self._around.function,
+            now=self.timers.now,
+            append=self.append,
+            dispatch=lambda run, p, path: self._around.dispatch(self, run, p, path),
+            listener=self.live.listener,
+            max_payload=self._around.code.max_payload,
+        )
+        self._calls = Calls(self._call_finished)
+        self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)
+        self.checkpoints = Checkpoints(self, self._checkpointer, restored, self._around)
+        for key in list(state.sessions):
+            resume_queue(state, key)
+        self.claim = await claim(self.place, self._around.owner_id, self._around.code_version)
+        applied = await self._catch_up(self.claim + 1)
+        log.info("partition.recovered", partition=self.partition, applied=applied, claim=self.claim)
+        return self.state.applied + 1
+
+    async def _catch_up(self, end: int) -> int:
+        """Apply the journal up to our own claim. Only in-place calls are acted on before that: rows do not hold them."""
+        state, kept, count = self.state, list[Effect](), 0
+        while state.applied + 1 < end:
+            try:
+                async for batch in self.place.log.read(self.place.journal, state.applied + 1, end):
+                    for r in batch.records:
+                        await self._apply_logged(r.offset, r.time, r)
+                        count += 1
+                    state.applied = max(state.applied, batch.next_offset - 1)
+                    kept += [e for e in state.effects if isinstance(e, Call | InterruptCall)]
+                    state.effects = []
+                    await asyncio.sleep(0)
+            except RetriableError as e:
+                log.warning("partition.waiting_for_broker", partition=self.partition, error=str(e))
+                await asyncio.sleep(0.5)
+            except OffsetGoneError as e:
+                raise PartitionStopped(f"partition {self.partition}: {e}") from e
+        state.effects = kept
+        return count
+
+    def go_live(self) -> None:
+        """Ask for everything pending and start checkpointing."""
+        self.caught_up = True
+        ask_everything(self.state)
+        self._act()
+        self.checkpoints.start()
+
+    async def close(self, *, save: bool) -> None:
+        """Give the partition up: with `save`, after a last checkpoint."""
+        if self.closed:
+            return
+        self.closed = True
+        self.caught_up = False
+        self.timers.close()
+        self.live.close(self.partition)
+        if hasattr(self, "steps"):
+            await self.steps.close()
+            await self._calls.close()
+            await self._sender.close()
+        await self._appender.close()
+        if hasattr(self, "checkpoints"):
+            await self.checkpoints.close(save=save)
+        await self._checkpointer.close()
+        if hasattr(self, "table"):
+            self.table.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Something that cannot be gone on from happened to this partition."""
+        if not self.closed:
+            self._around.stopped(self, error)
+
+    # ------------------------------------------------------------------ records in
+
+    async def consumed(self, batch: Batch) -> None:
+        """The log brought records. Most of them are our own and were applied on their acks."""
+        if batch.next_offset <= self.state.applied + 1 or self.closed:
+            return
+        for r in batch.records:
+            if r.offset > self.state.applied:
+                await self._apply_logged(r.offset, r.time, r)
+                self._apply_early()
+        self._act()
+
+    async def _apply_logged(self, offset: int, time: int, logged: Any) -> None:
+        if offset <= self.state.applied:
+            return
+        try:
+            record = decode(logged.value or b"")
+        except RecordError as e:
+            await self._around.dead_letter(self.place, logged, str(e))
+            self.state.applied = max(self.state.applied, offset)
+            return
+        if offset > self.state.applied:
+            apply(self.state, offset, time, record)
+
+    def _acked(self, ack: Ack, batch: list[Outgoing]) -> None:
+        """Our own records are durable: apply those that are next, keep the others until the log has brought what is between."""
+        if self.closed:
+            return
+        state, offset = self.state, ack.offset
+        self.timers.skew = ack.time - int(time.time() * 1000) if ack.time > 0 else 0
+        for out in batch:
+            if offset == state.applied + 1:
+                apply(state, offset, ack.time, out.record)
+            elif offset > state.applied:
+                self._early[offset] = (ack.time, out.record)
+            offset += 1
+        self._apply_early()
+        self._act()
+
+    def _apply_early(self) -> None:
+        early, state = self._early, self.state
+        while early and (found := early.pop(state.applied + 1, None)) is not None:
+            apply(state, state.applied + 1, *found)
+        if early and min(early) <= state.applied:
+            self._early = {offset: found for offset, found in early.items() if offset > state.applied}
+
+    # ------------------------------------------------------------------ effects
+
+    def append(self, run_id: str, record: JournalRecord) -> None:
+        """Write a record to this partition's journal."""
+        self._appender.append(routing_key(run_id), record)
+
+    def _act(self) -> None:
+        """Do what applying asked for."""
+        state = self.state
+        while state.effects and not self.closed:
+            effects, state.effects = state.effects, []
+            for e in effects:
+                match e:
+                    case Execute(run_id, path):
+                        self.steps.execute(run_id, path)
+                    case Append(run_id, record):
+                        self._appender.append(routing_key(run_id), record)
+                    case Send(id):
+                        self._sender.send(id)
+                    case SetTimer(due, run_id, path):
+                        if due <= state.now:
+                            self.timers.again(due, run_id, path)
+                        else:
+                            self.timers.set(due, run_id, path)
+                    case Verdict():
+                        self.live.verdict(e)
+                    case Moved(run_id, ended):
+                        self.live.moved(run_id, ended)
+                    case Abandon(run_id, path):
+                        self.steps.abandon(run_id, path)
+                    case Call(key, _, call):
+                        self._calls.run(key, call)
+                    case InterruptCall(key):
+                        self._calls.interrupt(key)
+                    case Superseded(claim):
+                        if self.caught_up and claim != self.claim:
+                            self.fail(PartitionStopped(f"partition {self.partition}: another processor claimed it"))
+        self.checkpoints.perhaps()
+
+    def _timer_fired(self, run_id: str, path: str) -> None:
+        run = self.state.runs.get(run_id)
+        if run is not None and path not in run.pending:
+            return
+        self._appender.append(routing_key(run_id), TimerFired(run_id, path, self.claim))
+
+    def _delivered(self, ids: list[str]) -> None:
+        self._appender.append("owner", Delivered(ids, self.claim))
+
+    def _call_finished(self, key: str, token: int, result: object, error: BaseException | None) -> None:
+        if not self.closed:
+            finish_call(self.state, key, token, result, error)
+            self._act()

@@ -1,0 +1,145 @@
+"""Taking a partition over: fence, restore the table, claim, and apply the journal to its end.
+
+The changelog's marker says up to which journal offset C its rows count. The journal from C + 1 on is the write-ahead log of
+everything since. Where either is gone, the partition stops with an error that says what to do; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from agnt5_engine.partition.table import LocalMarker, Table, marker_now
+from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.journal import OwnerClaimed
+from agnt5_engine.records.rows import MarkerRow
+from agnt5_engine.runs.checkpoint import Row
+from agnt5_engine.runs.table import MARKER
+from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableError, TopicPartition
+
+log = structlog.get_logger()
+
+#: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped tombstones
+#: that it never saw (`delete.retention.ms` is 24 h by default).
+_STALE_SECONDS = 12 * 3600
+_WRITE_ROWS = 5000
+
+
+class PartitionStopped(Exception):
+    """This partition cannot be owned as things are. The message says what is wrong and what to do."""
+
+
+class Restored(NamedTuple):
+    table: Table
+    marker: MarkerRow | None  # None: a partition that nobody has checkpointed yet
+    changelog_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a partition's parts are."""
+
+    log: Log
+    journal: TopicPartition
+    changelog: TopicPartition
+    cluster_id: str
+    folder: Path
+    partitions: int
+
+
+async def restore(place: Place, checkpointer: Checkpointer) -> Restored:
+    """Fence earlier owners, then bring the local table to the end of the changelog."""
+    await _patiently(checkpointer.open, place.journal)
+    table = Table(place.folder)
+    start, end = await place.log.bounds(place.changelog)
+    local = table.marker()
+    if local is not None and not _usable(local, place.cluster_id, start, end):
+        log.info("table.discarded", partition=place.journal.partition, reason="not of this changelog, or too old")
+        table.clear()
+        local = None
+    position = local.changelog_offset if local is not None else start
+    rows: list[Row] = []
+    count, began = 0, time.perf_counter()
+    if position < end:
+        async for batch in place.log.read(place.changelog, position, end):
+            rows += [Row(r.key, r.value) for r in batch.records if r.key is not None]
+            position = batch.next_offset
+            if len(rows) >= _WRITE_ROWS:
+                count += len(rows)
+                table.write(rows, marker_now(place.cluster_id, position))
+                rows = []
+                await asyncio.sleep(0)
+        count += len(rows)
+        table.write(rows, marker_now(place.cluster_id, position))
+    if count:
+        seconds = round(time.perf_counter() - began, 3)
+        log.info("table.restored", partition=place.journal.partition, rows=count, seconds=seconds)
+    data = table.get(MARKER)
+    return Restored(table, decode(data) if data is not None else None, max(position, end))
+
+
+def _usable(local: LocalMarker, cluster_id: str, start: int, end: int) -> bool:
+    return (
+        local.cluster_id == cluster_id
+        and start <= local.changelog_offset <= end
+        and time.time() - local.written_at < _STALE_SECONDS
+    )
+
+
+async def check_journal(place: Place, marker: MarkerRow | None) -> None:
+    """Refuse a journal that does not follow from the checkpoint. Raises PartitionStopped."""
+    start, end = await place.log.bounds(place.journal)
+    p = place.journal.partition
+    applied = marker.applied if marker is not None else -1
+    if marker is not None and marker.cluster_id != place.cluster_id:
+        raise PartitionStopped(
+            f"partition {p}: its state was written on Kafka cluster {marker.cluster_id}, this is {place.cluster_id}. "
+            "Point AGNT5_BROKER at the old cluster, or choose another AGNT5_TOPIC_PREFIX to begin anew"
+        )
+    if marker is not None and marker.partitions != place.partitions:
+        raise PartitionStopped(
+            f"partition {p}: its state was written with {marker.partitions} partitions, {place.journal.topic} has "
+            f"{place.partitions}. Runs would be looked for in the wrong place: partitions of engine topics cannot be "
+            "added later; recreate the topic with the old number, or use another AGNT5_TOPIC_PREFIX"
+        )
+    if start > applied + 1:
+        raise PartitionStopped(
+            f"partition {p}: the journal {place.journal.topic} begins at offset {start}, but offsets from {applied + 1} on "
+            "have not been applied: they were deleted (retention too short?). Runs may be lost. Restore the topic, or accept "
+            "the loss by deleting the partition's changelog and journal together"
+        )
+    if end < applied + 1:
+        raise PartitionStopped(
+            f"partition {p}: the journal {place.journal.topic} ends at offset {end}, but the state covers {applied}: records "
+            "were lost (unclean leader election, or a recreated topic?). Restore the topic, or delete its changelog too"
+        )
+
+
+async def claim(place: Place, owner: str, code_version: str) -> int:
+    """Append OwnerClaimed; its offset is the claim."""
+    record = encode(OwnerClaimed(owner, code_version))
+    message = Message(b"owner", record)
+    while True:
+        try:
+            return (await place.log.append(place.journal, [message])).offset
+        except RetriableError as e:
+            log.warning("claim.retry", partition=place.journal.partition, error=str(e))
+            await asyncio.sleep(0.5)
+
+
+async def _patiently(open_: Callable[[], Awaitable[None]], journal: TopicPartition) -> None:
+    delay = 0.2
+    while True:
+        try:
+            await open_()
+            return
+        except RetriableError as e:
+            log.warning("partition.waiting_for_broker", partition=journal.partition, error=str(e))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5)

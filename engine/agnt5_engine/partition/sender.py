@@ -1,0 +1,72 @@
+"""Sends what stands in a partition's outbox, and says so in the journal.
+
+Rows for one target go together. Delivered is written once for all that became durable meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import structlog
+
+from agnt5_engine.records.rows import OutboxRow
+from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TooLargeError, TransportError
+
+log = structlog.get_logger()
+
+#: (topic, messages) -> when all of them are durable. The topic may be one of the outbox's stand-ins.
+Publish = Callable[[str, Sequence[Message]], Awaitable[None]]
+
+_BATCH = 1000
+
+
+class Sender:
+    """Delivers outbox rows, at least once."""
+
+    def __init__(
+        self, outbox: Callable[[], Mapping[str, OutboxRow]], publish: Publish, delivered: Callable[[list[str]], None]
+    ) -> None:
+        self._outbox = outbox
+        self._publish = publish
+        self._delivered = delivered
+        self._waiting: dict[str, dict[str, None]] = {}  # topic -> IDs
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def send(self, id: str) -> None:
+        row = self._outbox().get(id)
+        if row is None:
+            return
+        self._waiting.setdefault(row.topic, {})[id] = None
+        if row.topic not in self._tasks:
+            self._tasks[row.topic] = asyncio.get_running_loop().create_task(self._drain(row.topic))
+
+    async def _drain(self, topic: str) -> None:
+        try:
+            while waiting := self._waiting.pop(topic, None):
+                ids = list(waiting)
+                for i in range(0, len(ids), _BATCH):
+                    await self._deliver(topic, ids[i : i + _BATCH])
+        finally:
+            del self._tasks[topic]
+
+    async def _deliver(self, topic: str, ids: list[str]) -> None:
+        rows = [row for id in ids if (row := self._outbox().get(id)) is not None]
+        delay = 0.1
+        while rows:
+            try:
+                await self._publish(
+                    topic, [Message(r.key, r.value, tuple((h.name, h.value) for h in r.headers)) for r in rows]
+                )
+                self._delivered([r.id for r in rows])
+                return
+            except (RetriableError, BadTopicError, TooLargeError, TransportError) as e:
+                # It stays in the outbox, and with it in the table: a topic that is missing today may be there tomorrow.
+                log.warning("outbox.retry", topic=topic, rows=len(rows), error=str(e), delay=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 30)
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)

@@ -1,0 +1,228 @@
+"""Executes the steps of one partition's runs in this process: async functions on its loop, plain ones in threads.
+
+Nothing here decides anything. What came of an attempt goes into the journal, and applying that record decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from agnt5.errors import FatalError, error_info
+from agnt5.execute import execute
+from agnt5.function import Function
+from agnt5.functioncontext import FunctionContext
+from agnt5.policies import StepOptions
+from agnt5.replay.protocol import StepAsk
+from agnt5_engine.records.journal import RunParked, StepFailed, StepSucceeded
+from agnt5_engine.runs.apply import revive
+from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.runs.state import PartitionState
+
+_LOCAL = StepOptions()
+
+
+class Slots:
+    """How many steps the process runs at once, over all its partitions; and the threads for plain functions."""
+
+    def __init__(self, concurrency: int, threads: int) -> None:
+        self.free = concurrency
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="agnt5-step")
+
+    def take(self, start: Callable[[], None]) -> None:
+        """Call `start` when a slot is free."""
+        if self.free > 0:
+            self.free -= 1
+            start()
+        else:
+            self.waiting.append(start)
+
+    def give_back(self) -> None:
+        if self.waiting:
+            self.waiting.popleft()()
+        else:
+            self.free += 1
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Steps:
+    """The steps in flight of one partition."""
+
+    def __init__(
+        self,
+        state: PartitionState,
+        slots: Slots,
+        *,
+        function: Callable[[str], Function[Any] | None],
+        now: Callable[[], int],
+        append: Callable[[str, Any], None],
+        dispatch: Callable[[Run, Pending, str], bool],
+        listener: Callable[[str], Any],
+        max_payload: int,
+    ) -> None:
+        self._state = state
+        self._slots = slots
+        self._function = function
+        self._now = now
+        self._append = append
+        self._dispatch = dispatch  # hands a step of a queue to its pool; False: run it here
+        self._listener = listener
+        self._max_payload = max_payload
+        self._running: dict[tuple[str, str], _Attempt] = {}
+        self._later: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._closed = False
+
+    def execute(self, run_id: str, path: str) -> None:
+        """Start the pending step, unless it runs already or its retry is not due."""
+        key = (run_id, path)
+        if key in self._running or self._closed:
+            return
+        run = self._state.run(run_id)
+        if run is None or run.status == "paused" or (p := run.pending.get(path)) is None:
+            return
+        assert isinstance(p.ask, StepAsk)
+        if p.retry_at is not None and (wait := p.retry_at - self._now()) > 0:
+            self._wait(key, wait / 1000)
+            return
+        if p.ask.function is None:
+            if run.activation is None and not revive(self._state, run):
+                self._wait(key, 0.05)  # its session is busy: after that
+                return
+        elif self._dispatch(run, p, path):
+            return
+        attempt = _Attempt(self, run, p.ask, p.attempt)
+        self._running[key] = attempt
+        run.executing += 1
+        self._slots.take(attempt.start)
+
+    def _wait(self, key: tuple[str, str], seconds: float) -> None:
+        if (old := self._later.pop(key, None)) is not None:
+            old.cancel()
+
+        def now() -> None:
+            self._later.pop(key, None)
+            self.execute(*key)
+
+        self._later[key] = asyncio.get_running_loop().call_later(seconds, now)
+
+    def abandon(self, run_id: str, path: str) -> None:
+        """Nobody waits for it any more: cancel what runs, record nothing."""
+        key = (run_id, path)
+        if (later := self._later.pop(key, None)) is not None:
+            later.cancel()
+        if (attempt := self._running.pop(key, None)) is not None:
+            attempt.abandon()
+
+    def done(self, attempt: _Attempt, record: StepSucceeded | StepFailed | RunParked | None) -> None:
+        attempt.run.executing -= 1
+        key = (attempt.run.run_id, attempt.ask.path)
+        if self._running.get(key) is attempt:
+            del self._running[key]
+            if record is not None and not self._closed:
+                self._append(record.run_id, record)
+        self._slots.give_back()
+
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def attempt_of(self, run_id: str, path: str) -> _Attempt | None:
+        return self._running.get((run_id, path))
+
+    async def close(self) -> None:
+        """Cancel everything; nothing of it is recorded."""
+        self._closed = True
+        for handle in self._later.values():
+            handle.cancel()
+        tasks = [a.task for a in self._running.values() if a.task is not None]
+        for attempt in list(self._running.values()):
+            attempt.abandon()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Attempt:
+    """One attempt of one step."""
+
+    __slots__ = ("ask", "ctx", "number", "owner", "run", "task")
+
+    def __init__(self, owner: Steps, run: Run, ask: StepAsk, number: int) -> None:
+        self.owner = owner
+        self.run = run
+        self.ask = ask
+        self.number = number
+        self.task: asyncio.Task[None] | None = None
+        self.ctx: FunctionContext | None = None
+
+    def start(self) -> None:
+        if self.owner._closed or self.owner.attempt_of(self.run.run_id, self.ask.path) is not self:
+            self.owner.done(self, None)
+            return
+        self.task = asyncio.get_running_loop().create_task(self._work())
+
+    def abandon(self) -> None:
+        if self.ctx is not None:
+            self.ctx.cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _work(self) -> None:
+        record: StepSucceeded | StepFailed | RunParked | None = None
+        try:
+            record = await self._outcome()
+        finally:
+            self.owner.done(self, record)
+
+    async def _outcome(self) -> StepSucceeded | StepFailed | RunParked:
+        run, ask, owner = self.run, self.ask, self.owner
+        claim = owner._state.claim
+        options = _LOCAL
+        try:
+            self.ctx = ctx = FunctionContext(
+                name=ask.name, run_id=run.run_id, session_id=run.session, user_id=run.user, workflow_name=run.workflow,
+                attempt=self.number, idempotency_key=f"{run.run_id}/{ask.path}", metadata=run.metadata,
+                on_progress=owner._listener(run.run_id).progress,
+            )  # fmt: skip
+            if ask.function is None:
+                if run.activation is None:
+                    raise RuntimeError("the run left memory before its step began")
+                if ask.options is not None:
+                    options = StepOptions.from_json(ask.options)
+                result = await run.activation.callable(ask.path)(ctx)
+            else:
+                function = owner._function(ask.function)
+                if function is None:
+                    detail = (
+                        f"step {ask.path} needs function {ask.function!r}, which this processor's code does not have"
+                    )
+                    return RunParked(run.run_id, ask.path, "unknown_function", detail, claim)
+                options = function.policy if ask.options is None else StepOptions.from_json(ask.options)
+                result = await execute(function, ask.input, ctx, options, owner._slots.pool)
+            if len(result) > owner._max_payload:
+                raise FatalError(
+                    f"the result of step {ask.name!r} has {len(result):,} bytes as JSON; at most "
+                    f"{owner._max_payload:,} are kept (AGNT5_MAX_PAYLOAD_BYTES). Store it elsewhere and return where"
+                )
+            return StepSucceeded(run.run_id, ask.path, self.number, result, claim)
+        except asyncio.CancelledError as e:
+            if owner._running.get((run.run_id, ask.path)) is not self or owner._closed:
+                raise
+            return self._failed(e, options, claim)
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit) and owner._closed:
+                raise
+            return self._failed(e, options, claim)
+
+    def _failed(self, e: BaseException, options: StepOptions, claim: int) -> StepFailed:
+        info = error_info(e, self.ask.name, self.number + 1)
+        retry_at = None
+        if options.retryable(e, self.number + 1):
+            retry_at = self.owner._now() + options.delay_ms(self.number + 1, random.random())
+        return StepFailed(
+            self.run.run_id, self.ask.path, self.number, info.type, info.message, info.traceback, retry_at, claim
+        )

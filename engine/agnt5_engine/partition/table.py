@@ -1,0 +1,126 @@
+"""The local RocksDB table of one partition: a cache of the changelog, never the truth (invariant 14).
+
+What it holds is as of one checkpoint. Its own marker says which changelog offset it covers, of which cluster, written when.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
+
+from agnt5_engine.runs.checkpoint import Row, derived
+
+_LOCAL_MARKER = b"M"
+_FORMAT = 1
+
+#: One block cache for all partitions of the process.
+_CACHE = Cache(64 * 1024 * 1024)
+
+
+class LocalMarker(NamedTuple):
+    """Up to where the table follows the changelog."""
+
+    cluster_id: str
+    changelog_offset: int
+    written_at: float  # seconds since the epoch
+
+
+def _options() -> Options:
+    blocks = BlockBasedOptions()
+    blocks.set_block_cache(_CACHE)
+    blocks.set_bloom_filter(10, False)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(blocks)
+    options.set_write_buffer_size(8 * 1024 * 1024)
+    options.set_max_write_buffer_number(2)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(2)
+    return options
+
+
+class Table:
+    """Rows by key. Reads see the last `write`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = self._open(path)
+
+    @staticmethod
+    def _open(path: Path) -> Rdict:
+        try:
+            return Rdict(str(path), _options(), access_type=AccessType.read_write())
+        except Exception as e:
+            if "lock" in str(e).lower():
+                raise
+            # Damaged: it is only a cache. The changelog brings everything back.
+            shutil.rmtree(path)
+            return Rdict(str(path), _options(), access_type=AccessType.read_write())
+
+    def get(self, key: bytes) -> bytes | None:
+        value: bytes | None = self._db.get(key)
+        return value
+
+    def scan(self, prefix: bytes, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        start = prefix if after is None or after < prefix else after + b"\0"
+        bound = ReadOptions()
+        end = _successor(prefix)
+        if end is not None:
+            bound.set_iterate_upper_bound(end)
+        for key, value in self._db.items(from_key=start, read_opt=bound):
+            if not key.startswith(prefix):
+                break
+            yield key, value
+
+    def write(self, rows: Iterable[Row], marker: LocalMarker) -> None:
+        """The rows, what derives from them, and the marker, in one batch."""
+        batch = WriteBatch(raw_mode=True)
+        for row in rows:
+            old = self._db.get(row.key) if row.key[:1] in b"rp" else None
+            for d in derived(row, old):
+                _put(batch, d)
+            _put(batch, row)
+        body = {"format": _FORMAT, **marker._asdict()}
+        batch.put(_LOCAL_MARKER, json.dumps(body).encode())
+        self._db.write(batch)
+
+    def marker(self) -> LocalMarker | None:
+        data = self._db.get(_LOCAL_MARKER)
+        if data is None:
+            return None
+        body = json.loads(data)
+        if body.pop("format") != _FORMAT:
+            return None
+        return LocalMarker(**body)
+
+    def clear(self) -> None:
+        """Forget everything: what is here does not follow from this changelog."""
+        self._db.close()
+        shutil.rmtree(self.path)
+        self._db = self._open(self.path)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def marker_now(cluster_id: str, changelog_offset: int) -> LocalMarker:
+    return LocalMarker(cluster_id, changelog_offset, time.time())
+
+
+def _put(batch: WriteBatch, row: Row) -> None:
+    if row.value is None:
+        batch.delete(row.key)
+    else:
+        batch.put(row.key, row.value)
+
+
+def _successor(prefix: bytes) -> bytes | None:
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else None

@@ -1,0 +1,65 @@
+"""The timers of one partition: a heap, and one alarm for its head.
+
+Due times are the log's; the alarm is set on this machine's clock, corrected by the skew seen in the acks, and the log
+decides: a TimerFired that comes too early is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable
+
+#: Asked again for being early: not before this many milliseconds have passed.
+_AGAIN_MS = 20
+
+
+class Timers:
+    """Calls `fire(run_id, path)` when a due time (ms, log time) is believed to have come."""
+
+    def __init__(self, fire: Callable[[str, str], None]) -> None:
+        self._fire = fire
+        self._heap: list[tuple[int, str, str]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_due = 0
+        self.skew = 0  # log time minus this machine's, ms
+
+    def now(self) -> int:
+        """The log's time, as far as this machine can tell (ms)."""
+        return int(time.time() * 1000) + self.skew
+
+    def set(self, due: int, run_id: str, path: str) -> None:
+        heapq.heappush(self._heap, (due, run_id, path))
+        if self._alarm is None or due < self._alarm_due:
+            self._arm()
+
+    def again(self, due: int, run_id: str, path: str) -> None:
+        """It fired too early."""
+        self.set(max(due, self.now() + _AGAIN_MS), run_id, path)
+
+    def _arm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._heap:
+            self._alarm_due = self._heap[0][0]
+            # Half a millisecond late rather than early: an early one costs a record.
+            delay = max((self._alarm_due - time.time() * 1000 - self.skew) / 1000 + 0.0005, 0)
+            self._alarm = asyncio.get_running_loop().call_later(min(delay, 3600), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self.now()
+        while self._heap and self._heap[0][0] <= now:
+            _, run_id, path = heapq.heappop(self._heap)
+            self._fire(run_id, path)
+        self._arm()
+
+    def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._heap.clear()
+
+    def __len__(self) -> int:
+        return len(self._heap)

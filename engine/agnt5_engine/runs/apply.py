@@ -1,0 +1,441 @@
+"""apply(record) -> state and effects: the function that a run is.
+
+Records come in offset order, each exactly once. Records of a routing key that is in the middle of a session write or of an in-place
+call wait in that session's queue, which is part of the state.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from agnt5.replay.protocol import (
+    Cancelled,
+    ChildAsk,
+    ErrorInfo,
+    Failed,
+    Resolved,
+    SignalAsk,
+    SleepAsk,
+    StepAsk,
+    TellChildAsk,
+    TimedOut,
+    UserAsk,
+    WriteAsk,
+)
+from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.journal import (
+    CancelRequested,
+    ChildFinished,
+    Delivered,
+    JournalRecord,
+    OwnerClaimed,
+    Replied,
+    RetryRequested,
+    RunFinished,
+    RunParked,
+    RunRequested,
+    RunRetried,
+    SignalSent,
+    StateWritten,
+    StepFailed,
+    StepIsolated,
+    StepRestarted,
+    StepSucceeded,
+    TimerFired,
+    UserResponded,
+    UserStateAsked,
+)
+from agnt5_engine.records.routing import routing_key
+from agnt5_engine.records.rows import Held, HistoryRow
+from agnt5_engine.runs import activate
+from agnt5_engine.runs import history as h
+from agnt5_engine.runs.activate import advance, moved, park, state_written
+from agnt5_engine.runs.ask import ask_pending
+from agnt5_engine.runs.commands import (
+    apply_changes,
+    begun_attempt,
+    cancel_requested,
+    failure,
+    retry_requested,
+    run_requested,
+    signal_sent,
+    user_responded,
+    user_state_asked,
+)
+from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
+from agnt5_engine.runs.finish import finish, go_on_again, unpark
+from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
+from agnt5_engine.runs.state import PartitionState
+
+#: In a queue, in place of a record: the run itself, to go on with what needs no record.
+_SETTLE = b"\0"
+
+
+def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) -> None:
+    """Apply the record at `offset`, which the log stamped `time` (ms)."""
+    state.applied = offset
+    if time > state.now:
+        state.now = time
+    if isinstance(record, OwnerClaimed):
+        _owner_claimed(state, offset, record)
+        return
+    claim = getattr(record, "claim", None)
+    if claim is not None and claim < state.claim:
+        return
+    held = Held(offset, state.now, b"")
+    if isinstance(record, Delivered):
+        for id in record.ids:
+            _delivered(state, held, id)
+    elif isinstance(record, UserStateAsked):
+        user_state_asked(state, held, record)
+    else:
+        feed(state, held, record)
+
+
+def finish_call(
+    state: PartitionState, key: str, token: int, result: object = None, error: BaseException | None = None
+) -> None:
+    """An in-place call of this routing key has returned."""
+    session = state.sessions.get(key)
+    run = session.turn.run if session is not None and session.turn is not None else None
+    if activate.finish_call(state, key, token, result, error):
+        assert session is not None
+        assert run is not None
+        settle(state, run, Held(state.applied, state.now, b""))
+        _drain(state, session)
+    elif session is not None:
+        _interrupt(state, session)
+
+
+def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
+    """Apply a record to its run, unless others of its routing key go first."""
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    run_id = record.run_id
+    session = state.sessions.get(routing_key(run_id))
+    if session is None:
+        _apply(state, held, record)
+        session = state.sessions.get(routing_key(run_id))
+        if session is not None:
+            _drain(state, session)
+        return
+    if session.lock is not None and isinstance(record, StateWritten) and session.lock == (run_id, record.path):
+        _apply(state, held, record)
+    elif session.busy:
+        session.queue.append(held._replace(value=encode(record)))
+        state.session_changed(session)
+        _interrupt(state, session)
+    else:
+        _apply(state, held, record)
+    _drain(state, session)
+
+
+def _interrupt(state: PartitionState, session: Session) -> None:
+    """A cancel or time-out of the run whose turn is open does not wait for its in-place calls: the turn counts as far as it
+    came, and the run is told at once."""
+    opened = session.turn
+    while opened is not None and not opened.rebuilding:
+        found = _interruption(session, opened.run)
+        if found is None:
+            return
+        held = session.queue.pop(found)
+        activate.close_turn(state, session)
+        state.effects.append(InterruptCall(session.key))
+        state.interrupting = True
+        _apply(state, held, decode(held.value))
+        state.interrupting = False
+        opened = session.turn
+
+
+def _interruption(session: Session, run: Run) -> int | None:
+    """Where in the queue the run's cancel or time-out stands."""
+    for i, held in enumerate(session.queue):
+        if i == 0 or held.value.startswith(_SETTLE):
+            continue  # the first is the open turn's own record
+        record = decode(held.value)
+        if isinstance(record, CancelRequested) or (isinstance(record, TimerFired) and record.path == DEADLINE):
+            if record.run_id == run.run_id:
+                return i
+    return None
+
+
+def _drain(state: PartitionState, session: Session) -> None:
+    """Apply what waited, in order, until the session is busy again."""
+    while session.queue and not session.busy:
+        held = session.queue.pop(0)
+        state.session_changed(session)
+        if held.value.startswith(_SETTLE):
+            run = state.run(held.value[1:].decode())
+            if run is not None:
+                settle(state, run, held)
+        else:
+            _apply(state, held, decode(held.value))
+        _interrupt(state, session)
+
+
+def resume_queue(state: PartitionState, key: str) -> None:
+    """After recovery: go on with what stood in a session's queue."""
+    _drain(state, state.session(key))
+
+
+def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
+    state.current = record
+    match record:
+        case StepSucceeded(run_id, path, attempt, result):
+            run = _open_run(state, held, record)
+            if run is not None and (p := run.pending.get(path)) is not None and isinstance(p.ask, StepAsk):
+                cause = Cause(held, Resolved(path, result), "step", p.ask.name, p.digest, attempt)
+                if advance(state, run, cause):
+                    settle(state, run, held)
+        case RunFinished():
+            run = _open_run(state, held, record)
+            if run is not None:
+                error = failure(record.error_type, record.message, record.traceback, record.step)
+                finish(state, run, held.time, record.status, record.output, error)
+        case RunRequested():
+            run_requested(state, held, record)
+            if (run := state.runs.get(record.run_id)) is not None:
+                settle(state, run, held)
+        case StepFailed():
+            _step_failed(state, held, record)
+        case TimerFired():
+            _timer_fired(state, held, record)
+        case StateWritten():
+            _state_written(state, held, record)
+        case Replied(run_id, path, value):
+            _resolve(state, held, record, path, value)
+        case ChildFinished():
+            _child_finished(state, held, record)
+        case SignalSent():
+            run = signal_sent(state, held, record)
+            if run is not None and run.status != "paused":
+                settle(state, run, held)
+        case UserResponded():
+            user_responded(state, held, record)
+            if (run := state.runs.get(record.run_id)) is not None:
+                settle(state, run, held)
+        case CancelRequested():
+            cancel_requested(state, held, record)
+        case RetryRequested():
+            _refeed(state, record.run_id, retry_requested(state, held, record))
+            if (run := state.runs.get(record.run_id)) is not None:
+                ask_pending(state, run)
+        case RunRetried():
+            run = _open_run(state, held, record)
+            if run is not None and record.attempt > begun_attempt(run):
+                go_on_again(state, run, held, record.attempt)
+                settle(state, run, held)
+        case StepRestarted(run_id, path):
+            run = state.run(run_id)
+            if run is not None and (p := run.pending.get(path)) is not None:
+                p.restarts += 1
+                p.saved = False
+                state.changed(run)
+        case StepIsolated(run_id, path, begin):
+            run = state.run(run_id)
+            if run is not None and (p := run.pending.get(path)) is not None:
+                p.isolated = p.isolated + 1 if begin else 0
+                p.saved = False
+                state.changed(run)
+        case RunParked(run_id, _, reason, detail):
+            run = state.run(run_id)
+            if run is not None and not run.ended and run.status != "paused":
+                park(state, run, None, reason, detail)
+        case OwnerClaimed() | Delivered() | UserStateAsked():
+            raise AssertionError(record)
+        case _:
+            assert_never(record)
+
+
+def _open_run(state: PartitionState, held: Held, record: JournalRecord) -> Run | None:
+    """The record's run, if it goes on now. A parked run's record is kept for later."""
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    run = state.run(record.run_id)
+    if run is None or run.ended:
+        return None
+    if run.ending and not isinstance(record, RunFinished | RunRetried):
+        return None
+    return None if _hold(state, held, record) else run
+
+
+def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    run = state.run(record.run_id)
+    if run is None or run.status != "paused":
+        return False
+    run.held = [*run.held, state.waiting(held)]
+    state.changed(run)
+    return True
+
+
+def settle(state: PartitionState, run: Run, held: Held) -> None:
+    """Resolve what needs no record of its own: commands to children (they are in the outbox), signals that came before."""
+    if not run.signals and not run.tells:
+        return
+    held = held._replace(value=_SETTLE + run.run_id.encode())
+    while not run.ended and not run.ending and run.status != "paused":
+        session = state.sessions.get(run.key)
+        if session is not None and session.busy:
+            if not _nothing_to_settle(run) and not any(q.value == held.value for q in session.queue):
+                # Behind the turn that is open, before what came later.
+                session.queue.insert(1 if session.turn is not None else 0, held)
+                state.session_changed(session)
+            return
+        if not _settle_one(state, run, held):
+            return
+
+
+def _nothing_to_settle(run: Run) -> bool:
+    names = {s.name for s in run.signals}
+    for p in run.pending.values():
+        if isinstance(p.ask, TellChildAsk) or (isinstance(p.ask, SignalAsk) and p.ask.name in names):
+            return False
+    return True
+
+
+def _settle_one(state: PartitionState, run: Run, held: Held) -> bool:
+    if not run.signals and not run.tells:
+        return False
+    for path, p in run.pending.items():
+        if isinstance(p.ask, TellChildAsk):
+            if not advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command)):
+                return False
+            run.tells -= 1
+            return True
+        if isinstance(p.ask, SignalAsk):
+            for i, signal in enumerate(run.signals):
+                if signal.name == p.ask.name:
+                    cause = Cause(held, Resolved(path, signal.payload), "signal", p.ask.name)
+                    before = run.signals
+                    run.signals = before[:i] + before[i + 1 :]
+                    done = advance(state, run, cause)
+                    if not done:
+                        run.signals = (
+                            before  # the turn is open (or parked): it will be taken when this is applied again
+                        )
+                    return done
+    return False
+
+
+def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
+    """Put records that a parked run held back in front of its session's queue; the caller drains it."""
+    if held:
+        session = state.session(routing_key(run_id))
+        session.queue[:0] = held
+        state.session_changed(session)
+
+
+def _resolve(state: PartitionState, held: Held, record: JournalRecord, path: str, value: bytes) -> None:
+    run = _open_run(state, held, record)
+    if run is None or (p := run.pending.get(path)) is None or (key := p.key) is None:
+        return
+    if advance(state, run, Cause(held, Resolved(path, value), key.kind, key.name, p.digest)):
+        settle(state, run, held)
+
+
+def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
+    run = _open_run(state, held, r)
+    if run is None or (p := run.pending.get(r.path)) is None or not isinstance(p.ask, StepAsk):
+        return
+    if r.attempt != p.attempt:
+        return
+    error = ErrorInfo(r.error_type, r.message, r.traceback, p.ask.name, r.attempt + 1)
+    if r.retry_at is None:
+        cause = Cause(held, Failed(r.path, error), "step", p.ask.name, p.digest, r.attempt)
+        if advance(state, run, cause):
+            settle(state, run, held)
+        return
+    p.attempt += 1
+    p.retry_at = r.retry_at
+    p.restarts = 0
+    p.saved = False
+    row = HistoryRow(
+        run.seq, held.time, h.ATTEMPT_FAILED, r.path, "step", p.ask.name, r.attempt, 0, str(r.retry_at).encode(),
+        r.error_type, r.message, r.traceback, p.ask.name, None, [], [], [],
+    )  # fmt: skip
+    state.note(run, row, 1)
+    state.effects.append(Execute(run.run_id, r.path))
+    moved(state, run, ended=False)
+
+
+def _timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
+    run = _open_run(state, held, r)
+    if run is None or (p := run.pending.get(r.path)) is None or (due := p.due) is None:
+        return
+    if held.time < due:
+        state.effects.append(SetTimer(due, r.run_id, r.path))
+        return
+    key = p.key
+    if key is None:
+        state.drop_pending(run, DEADLINE)
+        run.cancelled = "timeout"
+        cause = Cause(held, Cancelled("timeout"), name="timeout", digest=int(state.interrupting))
+    elif isinstance(p.ask, SleepAsk):
+        cause = Cause(held, Resolved(r.path, b"null"), key.kind, key.name)
+    else:
+        assert isinstance(p.ask, UserAsk | SignalAsk)
+        cause = Cause(held, TimedOut(r.path), key.kind, key.name)
+    if advance(state, run, cause):
+        settle(state, run, held)
+
+
+def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None:
+    run = _open_run(state, held, r)
+    if run is None or (p := run.pending.get(r.path)) is None or not isinstance(p.ask, ChildAsk):
+        return
+    event: Resolved | Failed
+    if r.status == "completed":
+        event = Resolved(r.path, r.output or b"null")
+    else:
+        error_type = r.error_type or ("TimeoutError" if r.status == "timeout" else "CancelledError")
+        message = r.message or f"child run {r.child_run_id} is {r.status}"
+        event = Failed(r.path, ErrorInfo(error_type, message, r.traceback or "", p.ask.workflow))
+    if advance(state, run, Cause(held, event, "child", p.ask.workflow, p.digest)):
+        settle(state, run, held)
+
+
+def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
+    run = state.run(r.run_id)
+    session = state.sessions.get(routing_key(r.run_id))
+    if run is None or session is None or session.lock != (r.run_id, r.path) or run.ended:
+        return
+    p = run.pending.get(r.path)
+    if p is None or not isinstance(p.ask, WriteAsk):
+        return
+    if r.base != session.base:
+        state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
+        return
+    session.state = apply_changes(session.state, r.changes)
+    session.base = held.offset
+    session.lock = None
+    state.session_changed(session)
+    if advance(state, run, Cause(held, Resolved(r.path, b"null"), "write", "session")):
+        settle(state, run, held)
+
+
+def _delivered(state: PartitionState, held: Held, id: str) -> None:
+    row = state.outbox.pop(id, None)
+    if row is None:
+        return
+    state.dirty_outbox[id] = None
+    if row.run_id is not None and row.path is not None:
+        feed(state, held, Replied(row.run_id, row.path, b"null"))
+
+
+def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
+    state.claim = offset
+    state.effects.append(Superseded(offset))
+    for run_id in sorted(state.paused):
+        run = state.run(run_id)
+        if run is None or run.pause_reason == "poison":
+            continue
+        session = state.session(run.key)
+        _refeed(state, run_id, unpark(state, run, state.now))
+        _drain(state, session)
+        if run.status != "paused":
+            settle(state, run, Held(offset, state.now, b""))
+            ask_pending(state, run)
+
+
+def revive(state: PartitionState, run: Run) -> bool:
+    """Bring the run's code back into memory; False when that has to wait."""
+    return activate.revive(state, run, Held(state.applied, state.now, _SETTLE + run.run_id.encode()))

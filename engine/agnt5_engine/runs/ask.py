@@ -1,0 +1,48 @@
+"""What is pending, asked (again): the effects that follow from rows alone, after recovery and when a parked run goes on."""
+
+from __future__ import annotations
+
+from agnt5.replay.protocol import StepAsk, WriteAsk
+from agnt5_engine.records.avro import decode
+from agnt5_engine.runs import table
+from agnt5_engine.runs.activate import state_written
+from agnt5_engine.runs.effects import Append, Execute, Send, SetTimer
+from agnt5_engine.runs.model import EndAsk, Pending, Run
+from agnt5_engine.runs.rows import pending_of
+from agnt5_engine.runs.state import PartitionState
+
+
+def ask_pending(state: PartitionState, run: Run) -> None:
+    """Ask for everything the run waits for that somebody here has to do."""
+    if run.status == "paused" or run.ended:
+        return
+    for path, p in run.pending.items():
+        _ask(state, run.run_id, path, p)
+
+
+def ask_everything(state: PartitionState) -> None:
+    """After recovery: ask for all that is pending in the partition, reading the rows of runs that are not in memory."""
+    for run in list(state.runs.values()):
+        ask_pending(state, run)
+    for _, value in state.rows.scan(table.PENDING):
+        row = decode(value)
+        if row.run_id not in state.runs and row.run_id not in state.paused:
+            _ask(state, row.run_id, row.path, pending_of(row))
+    for id in state.outbox:
+        state.effects.append(Send(id))
+
+
+def _ask(state: PartitionState, run_id: str, path: str, p: Pending) -> None:
+    match p.ask:
+        case StepAsk():
+            state.effects.append(Execute(run_id, path))
+        case WriteAsk():
+            run = state.run(run_id)
+            if run is not None:
+                session = state.session(run.key)
+                state.effects.append(Append(run_id, state_written(state, session, run_id, p.ask)))
+        case EndAsk(record=record):
+            state.effects.append(Append(run_id, record._replace(claim=state.claim)))
+        case _:
+            if p.due is not None:
+                state.effects.append(SetTimer(p.due, run_id, path))

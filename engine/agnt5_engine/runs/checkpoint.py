@@ -1,0 +1,150 @@
+"""What a checkpoint writes: the rows that changed since the last one, and what may then leave memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.rows import HistoryRow, PendingRow, RunRow, SessionRow
+from agnt5_engine.runs import table
+from agnt5_engine.runs.activate import drop_activation
+from agnt5_engine.runs.model import Run
+from agnt5_engine.runs.rows import pending_row, run_row, session_row, user_row
+from agnt5_engine.runs.state import PartitionState
+
+#: A finished run's history stays inside its row up to about this many bytes of payload.
+_INLINE_BYTES = 128 * 1024
+_INLINE_ROWS = 500
+
+
+class Row(NamedTuple):
+    key: bytes
+    value: bytes | None  # None deletes
+
+
+def collect(state: PartitionState) -> list[Row]:
+    """Take the changes since the last call, as primary rows. The state is then clean: if they cannot be written, the partition
+    must be given up and recovered."""
+    rows: list[Row] = []
+    for run in state.dirty_runs.values():
+        _run_rows(run, rows)
+    for session in state.dirty_sessions.values():
+        rows.append(Row(table.session_row_key(session.key), encode(session_row(session))))
+    for user in state.dirty_users.values():
+        rows.append(Row(table.user_row_key(user.user_id), encode(user_row(user))))
+    for id in state.dirty_outbox:
+        row = state.outbox.get(id)
+        if row is not None:
+            rows.append(Row(table.outbox_key(id), encode(row)))
+            state.stored_outbox.add(id)
+        elif id in state.stored_outbox:  # else posted and delivered since the last checkpoint: nothing to delete
+            rows.append(Row(table.outbox_key(id), None))
+            state.stored_outbox.discard(id)
+    for run_id in state.dirty_cancels:
+        cancel = state.early_cancels[run_id]
+        rows.append(Row(table.early_cancel_key(run_id), encode(cancel) if cancel is not None else None))
+    state.dirty_runs, state.dirty_sessions, state.dirty_users = {}, {}, {}
+    state.dirty_outbox, state.dirty_cancels = {}, {}
+    return rows
+
+
+def _run_rows(run: Run, rows: list[Row]) -> None:
+    inline = run.ended and run.saved == 0 and _is_small(run.history)
+    rows.append(Row(table.run_key(run.run_id), encode(run_row(run, inline=inline))))
+    if not inline:
+        for i in range(run.saved, len(run.history)):
+            rows.append(Row(table.history_key(run.run_id, i), encode(run.history[i])))
+        run.saved = len(run.history)
+    for path in run.gone:
+        if path not in run.pending:
+            rows.append(Row(table.pending_key(run.run_id, path), None))
+    run.gone = []
+    for path, p in run.pending.items():
+        if not p.saved:
+            rows.append(Row(table.pending_key(run.run_id, path), encode(pending_row(run.run_id, path, p))))
+            p.saved = True
+    run.stored = True
+
+
+def _is_small(history: list[HistoryRow]) -> bool:
+    return len(history) <= _INLINE_ROWS and sum(len(row.value) for row in history if row.value) <= _INLINE_BYTES
+
+
+def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
+    """Rows of finished runs that retention has let go of, as deletions (derived rows too)."""
+    rows: list[Row] = []
+    for key, _ in state.rows.scan(table.BY_FINISHED):
+        finished_at, run_id = table.finished_of(key)
+        if len(rows) >= limit or finished_at + state.retention_ms >= state.now:
+            break
+        rows.append(Row(key, None))
+        data = state.rows.get(table.run_key(run_id))
+        row = decode(data) if data is not None else None
+        if row is None or row.finished_at != finished_at or run_id in state.dirty_runs:
+            continue  # it lives again, or ended anew
+        state.runs.pop(run_id, None)
+        rows.append(Row(table.run_key(run_id), None))
+        rows.append(Row(table.created_key(row.created_at, run_id), None))
+        rows += [Row(k, None) for k, _ in state.rows.scan(table.history_prefix(run_id))]
+        if row.session_id is None and "." not in run_id:
+            rows.append(Row(table.session_row_key(run_id), None))
+            state.sessions.pop(run_id, None)
+    return rows
+
+
+def derived(row: Row, old: bytes | None) -> Iterator[Row]:
+    """The derived rows that go with a primary row; `old` is the value that it replaces."""
+    family = row.key[:1]
+    if family == table.RUN:
+        if row.value is None:
+            return
+        run = decode(row.value)
+        assert isinstance(run, RunRow)
+        if old is None:
+            yield Row(table.created_key(run.created_at, run.run_id), b"")
+        if run.finished_at is not None:
+            yield Row(table.finished_key(run.finished_at, run.run_id), b"")
+        paused = table.PAUSED + run.run_id.encode()
+        if run.status == "paused":
+            yield Row(paused, b"")
+        elif old is not None:
+            yield Row(paused, None)
+    elif family == table.PENDING:
+        data = row.value if row.value is not None else old
+        new = decode(data) if data is not None else None
+        if isinstance(new, PendingRow) and new.ask == "user":
+            yield Row(table.asked_key(new.asked_at, new.run_id, new.path), b"" if row.value is not None else None)
+    elif family == table.SESSION:
+        key = table.BUSY_SESSION + row.key[1:]
+        busy = False
+        if row.value is not None:
+            session = decode(row.value)
+            assert isinstance(session, SessionRow)
+            busy = session.lock_run is not None or bool(session.queue)
+        yield Row(key, b"" if busy else None)
+
+
+def forget_clean(state: PartitionState, *, keep: int) -> int:
+    """Let what the table holds leave memory: every finished run, and the live ones that have been still the longest beyond
+    `keep`. Call right after a checkpoint's rows are in the local table. Returns how many were let go."""
+    gone = 0
+    excess = len(state.runs) - keep
+    for run_id, run in list(state.runs.items()):
+        if not run.ended and excess <= 0:
+            continue
+        session = state.sessions.get(run.key)
+        if run_id in state.dirty_runs or run.executing or (session is not None and session.turn is not None):
+            continue
+        drop_activation(run)
+        del state.runs[run_id]
+        excess -= 1
+        gone += 1
+    for key, session in list(state.sessions.items()):
+        if not session.busy and not session.queue and key not in state.dirty_sessions:
+            del state.sessions[key]
+    for user_id in [u for u in state.users if u not in state.dirty_users]:
+        del state.users[user_id]
+    for run_id in [r for r in state.early_cancels if r not in state.dirty_cancels]:
+        del state.early_cancels[run_id]
+    return gone

@@ -1,0 +1,253 @@
+"""Applying what people, clients and other runs ask of a run. Each ends in a verdict, decided here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
+from agnt5_engine.records.journal import (
+    CancelRequested,
+    RetryRequested,
+    RunRequested,
+    SignalSent,
+    UserResponded,
+    UserStateAsked,
+)
+from agnt5_engine.records.routing import routing_key
+from agnt5_engine.records.rows import EarlyCancelRow, Held, Parent, Signal
+from agnt5_engine.runs import history as h
+from agnt5_engine.runs.activate import advance
+from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
+from agnt5_engine.runs.model import Cause, Run
+from agnt5_engine.runs.outbox import post_child_finished, post_reply
+from agnt5_engine.runs.state import PartitionState
+
+_REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
+
+
+def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
+    run = state.run(r.run_id)
+    if run is not None and (run.begun or run.ended or run.status == "paused"):
+        _requested_again(state, run, r)
+        return
+    if run is None:
+        run = Run(r.run_id, routing_key(r.run_id), r.workflow, r.input, held.time)
+        run.session_id, run.user_id = r.session_id, r.user_id
+        run.trigger, run.metadata, run.envelope = r.trigger, r.metadata, r.envelope
+        if r.parent_run_id is not None and r.parent_path is not None:
+            run.parents = [Parent(r.parent_run_id, r.parent_path)]
+        state.runs[r.run_id] = run
+        state.changed(run)
+        state.verdict(r.command_id, r.run_id)
+        arm_deadline(state, run, held.time)
+    if state.early_cancel(r.run_id) is not None:
+        state.early_cancels[r.run_id] = None
+        state.dirty_cancels[r.run_id] = None
+        finish(state, run, held.time, "cancelled")
+        return
+    advance(state, run, Cause(held, None))
+
+
+def _requested_again(state: PartitionState, run: Run, r: RunRequested) -> None:
+    same = run.workflow == r.workflow and run.input == r.input
+    state.verdict(r.command_id, r.run_id, "existing", f"run {r.run_id} exists", {"same": same, "status": run.status})
+    if r.parent_run_id is None or r.parent_path is None:
+        return
+    parent = Parent(r.parent_run_id, r.parent_path)
+    if run.ended:
+        post_child_finished(state, run, *parent)
+    elif parent not in run.parents:
+        run.parents = [*run.parents, parent]
+        state.changed(run)
+
+
+def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> None:
+    run = state.run(r.run_id)
+    if run is None:
+        state.early_cancels[r.run_id] = EarlyCancelRow(r.run_id, held.time)
+        state.dirty_cancels[r.run_id] = None
+        state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
+    elif r.command_id in run.commands:
+        state.verdict(r.command_id, r.run_id)
+    elif run.ended:
+        state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
+    elif r.force or run.status == "paused":
+        run.commands[r.command_id] = None
+        finish(state, run, held.time, "cancelled")
+        state.verdict(r.command_id, r.run_id)
+    elif run.ending:
+        state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} is ending", run.status)
+    elif not run.begun:
+        finish(state, run, held.time, "cancelled")
+        state.verdict(r.command_id, r.run_id)
+    else:
+        if run.cancelled is None:
+            run.cancelled = "cancel"
+        advance(
+            state, run,
+            Cause(held, Cancelled("cancel"), name="cancel", digest=int(state.interrupting), command_id=r.command_id),
+        )  # fmt: skip
+
+
+def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> list[Held]:
+    """Returns records that a parked run had held back."""
+    run = state.run(r.run_id)
+    if run is None:
+        state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
+    elif r.command_id in run.commands:
+        state.verdict(r.command_id, r.run_id)
+    elif run.status == "paused":
+        run.commands[r.command_id] = None
+        state.verdict(r.command_id, r.run_id)
+        return unpark(state, run, held.time)
+    elif run.status == "failed":
+        go_on_again(state, run, held, run.attempt + 1, r.command_id)
+    elif not run.ended and begun_attempt(run) < run.attempt:
+        go_on_again(state, run, held, run.attempt, r.command_id)  # it waited behind its own in-place call
+    else:
+        state.verdict(r.command_id, r.run_id, "not_retriable", f"run {r.run_id} is {run.status}, not failed or paused")
+    return []
+
+
+def begun_attempt(run: Run) -> int:
+    """The attempt that the run's code last began."""
+    return next((row.attempt for row in reversed(run.history) if row.event in (h.START, h.RETRIED)), 0)
+
+
+def signal_sent(state: PartitionState, held: Held, r: SignalSent) -> Run | None:
+    """Buffer the signal. Returns the run when somebody may be waiting for it."""
+    run = state.run(r.run_id)
+    if run is None:
+        state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
+        return None
+    if r.command_id in run.commands:
+        state.verdict(r.command_id, r.run_id)
+        return None
+    if run.ended or run.ending:
+        state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
+        return None
+    run.commands[r.command_id] = None
+    run.signals = [*run.signals, Signal(r.name, r.payload)]
+    state.changed(run)
+    state.verdict(r.command_id, r.run_id)
+    return run
+
+
+# ------------------------------------------------------------------ people
+
+
+def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
+    run = state.run(r.run_id)
+    if run is None:
+        state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
+        return
+    if r.command_id in run.commands:
+        state.verdict(r.command_id, r.run_id)
+        return
+    path = _question(state, run, r)
+    if path is None:
+        return
+    pending = run.pending[path]
+    assert isinstance(pending.ask, UserAsk)
+    problem = check_answer(pending.ask, from_json(r.response))
+    if problem is not None:
+        message, allowed = problem
+        state.verdict(r.command_id, r.run_id, "invalid_answer", message, allowed)
+        return
+    if run.status == "paused":
+        run.held = [*run.held, state.waiting(held)]
+        state.changed(run)
+        state.verdict(r.command_id, r.run_id)
+        return
+    key = pending.key
+    assert key is not None
+    cause = Cause(held, Resolved(path, r.response), "user", key.name, by=r.responder, command_id=r.command_id)
+    advance(state, run, cause)
+
+
+def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
+    """The path of the question that is answered, or None after a verdict against."""
+    rid, cid = r.run_id, r.command_id
+    if run.ended or run.ending:
+        state.verdict(cid, rid, "ended", f"run {rid} has ended: {run.status}", run.status)
+        return None
+    asked = [path for path, p in run.pending.items() if isinstance(p.ask, UserAsk)]
+    if r.entry is not None:
+        if r.entry in asked:
+            return r.entry
+    elif len(asked) == 1:
+        return asked[0]
+    elif asked:
+        state.verdict(cid, rid, "several_pending", f"run {rid} asks {len(asked)} questions: name the entry", asked)
+        return None
+    for row in reversed(run.history):
+        if row.kind == "user" and row.event == h.RESOLVED and r.entry in (None, row.path):
+            answer = from_json(row.value or b"null")
+            detail = {"entry": row.path, "response": answer, "answered_by": row.by}
+            state.verdict(cid, rid, "already_answered", f"entry {row.path} was answered already", detail)
+            return None
+    where = f" at entry {r.entry}" if r.entry is not None else ""
+    state.verdict(cid, rid, "not_pending", f"run {rid} asks nothing{where}")
+    return None
+
+
+def check_answer(ask: UserAsk, answer: Any) -> tuple[str, Any] | None:
+    """What is wrong with an answer, and what would be right; None when it will do."""
+    allowed = [o["id"] for o in from_json(ask.options)]
+    if answer is None:
+        return None if ask.skippable else ("this question cannot be skipped", allowed)
+    if ask.input_type == "multiselect":
+        if not isinstance(answer, list) or not all(isinstance(x, str) for x in answer):
+            return "the answer to a multiselect is a list of option ids", allowed
+        wrong = [] if ask.allow_custom else [x for x in answer if x not in allowed]
+        return (f"not among the options: {', '.join(map(repr, wrong))}", allowed) if wrong else None
+    if not isinstance(answer, str):
+        return f"the answer is a string, not {type(answer).__name__}", allowed
+    if ask.input_type in ("select", "approval") and not ask.allow_custom and answer not in allowed:
+        return f"{answer!r} is not among the options", allowed
+    return None
+
+
+# ------------------------------------------------------------------ user state
+
+
+def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> None:
+    """Apply one operation to a user's state and reply. Asked twice, it is done once."""
+    user = state.user(r.user_id)
+    asker = f"{r.run_id}/{r.path}"
+    reply = user.replies.get(asker)
+    if reply is None:
+        applied = True
+        if r.op == "write":
+            applied = r.version is None or r.version == user.version
+            if applied:
+                user.state = apply_changes(user.state, r.changes)
+                user.version += 1
+        body = {k: from_json(v) for k, v in user.state.items()}
+        reply = to_json({"applied": applied, "version": user.version, "state": body})
+        if r.op == "write":
+            user.replies[asker] = reply
+            while len(user.replies) > _REPLIES:
+                del user.replies[next(iter(user.replies))]
+            state.dirty_users[r.user_id] = user
+    post_reply(state, r.run_id, r.path, reply)
+
+
+def apply_changes(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:
+    """A state after {"set": {...}, "delete": [...], "clear": bool}: cleared, then deleted from, then set."""
+    change = from_json(changes)
+    result = {} if change.get("clear") else dict(current)
+    for key in change.get("delete", ()):
+        result.pop(key, None)
+    for key, value in change.get("set", {}).items():
+        result[key] = to_json(value)
+    return result
+
+
+def failure(error_type: str | None, message: str | None, traceback: str | None, step: str | None) -> ErrorInfo | None:
+    """The parts of an error in a record, together again."""
+    if error_type is None:
+        return None
+    return ErrorInfo(error_type, message or "", traceback or "", step)

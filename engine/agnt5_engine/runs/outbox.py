@@ -1,0 +1,127 @@
+"""Effects outside the partition: posted when asked for, kept until `Delivered` says that they are durable.
+
+Each has a stable ID, so that whoever receives it twice can tell. `JOURNAL` and `OUTCOMES` stand for the engine's own topics; any other
+topic is a user's.
+"""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+
+from agnt5.replay.protocol import ChildAsk, EmitAsk, TellChildAsk, UserStateAsk
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import (
+    CancelRequested,
+    ChildFinished,
+    JournalRecord,
+    Replied,
+    RunOutcome,
+    RunRequested,
+    SignalSent,
+    UserStateAsked,
+)
+from agnt5_engine.records.routing import digest, routing_key, run_id_for, user_key
+from agnt5_engine.records.rows import Header, OutboxRow
+from agnt5_engine.runs.effects import Send
+from agnt5_engine.runs.model import Run
+from agnt5_engine.runs.state import PartitionState
+
+JOURNAL = ":journal"
+OUTCOMES = ":outcomes"
+
+#: Header of emitted events; triggers of this engine start one run per value.
+EVENT_ID = "agnt5-event-id"
+
+
+def _post(
+    state: PartitionState, id: str, topic: str, key: str | bytes | None, value: bytes,
+    headers: list[Header] | None = None, run_id: str | None = None, path: str | None = None,
+) -> None:  # fmt: skip
+    data = key.encode() if isinstance(key, str) else key
+    state.post(OutboxRow(id, topic, data, value, headers or [], run_id, path))
+    state.effects.append(Send(id))
+
+
+def _tell(state: PartitionState, id: str, run_id: str, record: JournalRecord) -> None:
+    _post(state, id, JOURNAL, routing_key(run_id), encode(record))
+
+
+def child_run_id(parent: Run, ask: ChildAsk) -> str:
+    """Derived from parent and entry path, in the parent's session unless the child is given another."""
+    if ask.run_id:
+        return ask.run_id
+    unique = digest(parent.run_id, ask.path)
+    if ask.session_id is not None and ask.session_id != parent.session:
+        return run_id_for(ask.session_id, unique)
+    return f"{parent.key}.{unique}"
+
+
+def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
+    """Ask for the child run; returns the ask with the child's ID in it."""
+    ask = ask._replace(run_id=child_run_id(run, ask))
+    record = RunRequested(
+        run_id=ask.run_id,
+        command_id=f"{run.run_id}/{ask.path}",
+        workflow=ask.workflow,
+        input=ask.input,
+        session_id=ask.session_id or run.session,
+        user_id=ask.user_id or run.user,
+        trigger=to_json({"kind": "child", "parent_run_id": run.run_id, "entry": ask.path}),
+        parent_run_id=run.run_id,
+        parent_path=ask.path,
+        metadata=run.metadata,
+        envelope=None,
+    )
+    _tell(state, f"child:{run.run_id}/{ask.path}", ask.run_id, record)
+    return ask
+
+
+def withdraw_child(state: PartitionState, run: Run, ask: ChildAsk) -> None:
+    """Nobody waits for the child any more, or its parent was cancelled."""
+    if not ask.detached:
+        record = CancelRequested(ask.run_id, f"{run.run_id}/{ask.path}:cancel", False)
+        _tell(state, f"cancel:{run.run_id}/{ask.path}", ask.run_id, record)
+
+
+def post_tell(state: PartitionState, run: Run, ask: TellChildAsk) -> None:
+    command_id = f"{run.run_id}/{ask.path}"
+    record: CancelRequested | SignalSent
+    if ask.command == "cancel":
+        record = CancelRequested(ask.child_run_id, command_id, False)
+    else:
+        record = SignalSent(ask.child_run_id, command_id, ask.name, ask.payload)
+    _tell(state, f"tell:{command_id}", ask.child_run_id, record)
+
+
+def post_user_state(state: PartitionState, run: Run, ask: UserStateAsk) -> None:
+    record = UserStateAsked(run.user, run.run_id, ask.path, ask.op, ask.changes, ask.version)
+    _post(state, f"user:{run.run_id}/{ask.path}", JOURNAL, user_key(run.user), encode(record))
+
+
+def post_reply(state: PartitionState, run_id: str, path: str, value: bytes) -> None:
+    _tell(state, f"reply:{run_id}/{path}", run_id, Replied(run_id, path, value))
+
+
+def post_emit(state: PartitionState, run: Run, ask: EmitAsk) -> None:
+    headers = [Header(n, v) for n, v in ask.headers]
+    if not any(n == EVENT_ID for n, _ in ask.headers):
+        headers.append(Header(EVENT_ID, f"{run.run_id}/{ask.path}".encode()))
+    _post(state, f"emit:{run.run_id}/{ask.path}", ask.topic, ask.key, ask.value, headers, run.run_id, ask.path)
+
+
+def post_child_finished(state: PartitionState, child: Run, parent_run_id: str, path: str) -> None:
+    record = ChildFinished(
+        parent_run_id, path, child.run_id, child.status, child.output, child.error_type, child.message, child.traceback
+    )
+    _tell(state, f"done:{parent_run_id}/{path}", parent_run_id, record)
+
+
+def post_outcome(state: PartitionState, run: Run) -> None:
+    record = RunOutcome(
+        run.run_id, run.workflow, run.status, run.input, run.output, run.error_type, run.message, run.session, run.user,
+        run.created_at, run.finished_at or 0,
+    )  # fmt: skip
+    _post(
+        state, f"outcome:{run.run_id}/{run.attempt}", OUTCOMES, run.run_id, encode(record),
+        [Header(EVENT_ID, f"{run.run_id}/{run.attempt}".encode())],
+    )  # fmt: skip
