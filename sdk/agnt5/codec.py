@@ -39,6 +39,10 @@ class Codec(Protocol):
         """The value, coerced by the annotation. Raises ValueError (pydantic's ValidationError) when it does not fit."""
         ...
 
+    def coerce(self, value: Any) -> Any:
+        """As `decode`, of JSON that has been parsed already."""
+        ...
+
 
 def encode_plain(value: Any) -> bytes:
     """JSON of a value that no annotation describes: models, dataclasses, dates and the like become what JSON has.
@@ -75,6 +79,9 @@ class PlainCodec:
     def decode(self, data: bytes) -> Any:
         return from_json(data, allow_inf_nan=False)
 
+    def coerce(self, value: Any) -> Any:
+        return value
+
 
 class ExactCodec:
     """A JSON type with nothing to coerce inside: `dict`, `list`, `str`, `int`, `float`, `bool`, `None`."""
@@ -94,6 +101,9 @@ class ExactCodec:
     def decode(self, data: bytes) -> Any:
         value = from_json(data, allow_inf_nan=False)
         return value if type(value) is self._type else self._adapter.decode(data)
+
+    def coerce(self, value: Any) -> Any:
+        return value if type(value) is self._type else self._adapter.coerce(value)
 
 
 class AdapterCodec:
@@ -118,8 +128,9 @@ class AdapterCodec:
             self._adapter.validate_json(data, by_alias=True, by_name=True)
         except Exception as error:
             _plain(value, "", 0)
+            wanted = describe(self._annotation)
             raise EncodeError(
-                f"a value of type {type_name(type(value))} cannot be kept as {describe(self._annotation)}: {explain(error)}"
+                f"a value of type {type_name(type(value))} cannot be kept as {wanted}: {explain(error)}"
             ) from None
         if b"null" in data:
             _plain(value, "", 0)  # a model writes NaN as null unless told otherwise
@@ -127,6 +138,10 @@ class AdapterCodec:
 
     def decode(self, data: bytes) -> Any:
         return self._adapter.validate_json(data, by_alias=True, by_name=True)
+
+    def coerce(self, value: Any) -> Any:
+        # Through bytes: pydantic reads JSON's text as bytes, dates and tuples, Python's str it does not.
+        return self._adapter.validate_json(to_json(value), by_alias=True, by_name=True)
 
 
 def codec_for(annotation: Any) -> Codec:
@@ -159,11 +174,15 @@ _EXACT = (dict, list, str, int, float, bool, NoneType)
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
     """A TypeAdapter that writes bytes as base64 and knows no NaN, unless the type brings its own configuration."""
+    bare = annotation
+    while get_origin(bare) is Annotated:
+        bare = get_args(bare)[0]
+    model = isinstance(bare, type) and issubclass(bare, BaseModel)
+    if isinstance(bare, type) and (is_dataclass(bare) or is_typeddict(bare)):
+        # These take the configuration of what holds them; pydantic refuses one for the bare type.
+        annotation = TypeAliasType(bare.__name__, annotation)  # type: ignore[misc]  # a name made at run time
     try:
-        if isinstance(annotation, type) and (is_dataclass(annotation) or is_typeddict(annotation)):
-            # These take the configuration of what holds them; pydantic refuses it for the bare type.
-            annotation = TypeAliasType(annotation.__name__, annotation)
-        return TypeAdapter(annotation, config=None if _is_model(annotation) else CONFIG)
+        return TypeAdapter(annotation, config=None if model else CONFIG)
     except PydanticSchemaGenerationError as error:
         raise DefinitionError(
             f"{describe(annotation)} cannot be kept as JSON; annotate with a pydantic model, a dataclass, "
@@ -173,17 +192,11 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
         raise DefinitionError(f"{describe(annotation)} cannot be used as an annotation: {error.message}") from None
 
 
-def _is_model(annotation: Any) -> bool:
-    while get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return isinstance(annotation, type) and (
-        issubclass(annotation, BaseModel) or is_dataclass(annotation) or is_typeddict(annotation)
-    )
-
-
 def describe(annotation: Any) -> str:
     """An annotation as people write it."""
-    return type_name(annotation) if isinstance(annotation, type) and get_origin(annotation) is None else repr(annotation)
+    return (
+        type_name(annotation) if isinstance(annotation, type) and get_origin(annotation) is None else repr(annotation)
+    )
 
 
 def explain(error: BaseException) -> str:

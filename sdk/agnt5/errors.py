@@ -8,7 +8,6 @@ import sys
 import traceback as tracebacks
 import types
 from collections.abc import Mapping
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,15 +47,15 @@ class NonDeterminismError(Agnt5Error):
 
 
 class InputError(Agnt5Error, ValueError):
-    """Input that does not bind to a workflow's parameters. Nothing was started.
+    """Input that does not bind to the parameters of a workflow (nothing was started) or of a function.
 
     `fields` maps each offending field (dotted for nested ones, "" for the input as a whole) to what is wrong."""
 
-    def __init__(self, fields: Mapping[str, str] | str, workflow: str | None = None) -> None:
+    def __init__(self, fields: Mapping[str, str] | str, target: str | None = None) -> None:
+        """`target` says what the input was for: "workflow 'order'"."""
         self.fields: dict[str, str] = {"": fields} if isinstance(fields, str) else dict(fields)
-        self.workflow = workflow
         told = "; ".join(f"{name}: {problem}" if name else problem for name, problem in self.fields.items())
-        super().__init__(f"input of workflow {workflow!r} does not fit: {told}" if workflow else told)
+        super().__init__(f"the input of {target} does not fit: {told}" if target else told)
 
 
 class _RecordedFailure(Agnt5Error):
@@ -215,9 +214,20 @@ def _rebuild(kind: type[_RecordedFailure], info: ErrorInfo) -> Exception:
     return failure
 
 
-@lru_cache(maxsize=512)
+_blends: dict[tuple[type[_RecordedFailure], type[Exception]], type[_RecordedFailure]] = {}
+
+
 def _blend(kind: type[_RecordedFailure], original: type[Exception]) -> type[_RecordedFailure]:
-    """`kind` and `original` as one class; `kind` alone where Python cannot combine them."""
+    """`kind` and `original` as one class, made once; `kind` alone where Python cannot combine them."""
+    known = _blends.get((kind, original))
+    if known is None:
+        if len(_blends) >= 512:  # types of modules that were reloaded
+            _blends.clear()
+        known = _blends[kind, original] = _new_blend(kind, original)
+    return known
+
+
+def _new_blend(kind: type[_RecordedFailure], original: type[Exception]) -> type[_RecordedFailure]:
     if original in kind.__mro__:
         return kind
     # The original's constructor never runs, so nothing of it that expects its own fields may be reached:
@@ -230,9 +240,10 @@ def _blend(kind: type[_RecordedFailure], original: type[Exception]) -> type[_Rec
         **dict.fromkeys(("step", "attempts", "error_type", "message", "traceback")),
     }
     try:
-        return cast("type[_RecordedFailure]", types.new_class(kind.__name__, (kind, original), None, lambda ns: ns.update(body)))
+        made = types.new_class(kind.__name__, (kind, original), None, lambda namespace: namespace.update(body))
     except Exception:  # layouts or metaclasses that conflict, a final type, an __init_subclass__ that objects
         return kind
+    return cast("type[_RecordedFailure]", made)
 
 
 def _import_exception(name: str) -> type[Exception] | None:

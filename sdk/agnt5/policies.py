@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic_core import from_json, to_json
 
-from agnt5.errors import EncodeError, FatalError, type_name
+from agnt5.errors import EncodeError, FatalError, InputError, type_name
 
 BackoffType = Literal["exponential", "linear", "constant"]
 JITTER = 0.1
@@ -21,7 +21,7 @@ class RetryPolicy:
     """How often a function is tried, and how long the waits between are.
 
     `max_attempts`: calls in all, the first included. Intervals: milliseconds. `retry_on`: only these exception types
-    (or one type) are tried again; None: all but `FatalError`. No wait is longer than `max_interval_ms` (plus jitter)."""
+    (or one type) are tried again; None: all but `FatalError`. A wait is at most `max_interval_ms` (plus jitter)."""
 
     max_attempts: int = 3
     initial_interval_ms: int = 1000
@@ -85,8 +85,8 @@ class StepOptions:
 
     def retryable(self, exc: BaseException, attempt: int) -> bool:
         """Whether attempt number `attempt` (from 1), which failed with `exc`, is followed by another."""
-        if attempt >= self.max_attempts or isinstance(exc, (FatalError, EncodeError)):
-            return False  # a value that cannot be kept will not be one the next time, and its effect has happened
+        if attempt >= self.max_attempts or isinstance(exc, (FatalError, EncodeError, InputError)):
+            return False  # a value that cannot be kept will not be one the next time, nor input that did not fit fit
         if self.retry_on is None:
             return isinstance(exc, Exception)
         return any(type_name(cls) in self.retry_on for cls in type(exc).__mro__)
@@ -140,17 +140,20 @@ def check_queue(queue: object) -> str:
 
 
 def _retry_fields(retries: int | Mapping[str, Any] | RetryPolicy) -> dict[str, Any]:
-    if isinstance(retries, Mapping):
-        retries = _from_mapping(RetryPolicy, "retries", retries)
-    elif isinstance(retries, int) and not isinstance(retries, bool):
+    if isinstance(retries, int) and not isinstance(retries, bool):
         return {"max_attempts": _whole("retries", retries, 1, "it counts all attempts: 1 means no second try")}
-    elif not isinstance(retries, RetryPolicy):
+    if isinstance(retries, Mapping):
+        _known("retries", retries, RetryPolicy.__slots__)
+        policy = RetryPolicy(**retries)
+    elif isinstance(retries, RetryPolicy):
+        policy = retries
+    else:
         raise TypeError(f"retries must be a number of attempts, a dict or a RetryPolicy, not {retries!r}")
-    types: Any = retries.retry_on
+    types: Any = policy.retry_on
     return {
-        "max_attempts": retries.max_attempts,
-        "initial_interval_ms": retries.initial_interval_ms,
-        "max_interval_ms": retries.max_interval_ms,
+        "max_attempts": policy.max_attempts,
+        "initial_interval_ms": policy.initial_interval_ms,
+        "max_interval_ms": policy.max_interval_ms,
         "retry_on": None if types is None else tuple(type_name(cls) for cls in types),
     }
 
@@ -161,16 +164,15 @@ def _backoff_policy(backoff: str | Mapping[str, Any] | BackoffPolicy) -> Backoff
     if isinstance(backoff, str):
         return BackoffPolicy(type=backoff)  # type: ignore[arg-type]  # checked there
     if isinstance(backoff, Mapping):
-        return _from_mapping(BackoffPolicy, "backoff", backoff)
+        _known("backoff", backoff, BackoffPolicy.__slots__)
+        return BackoffPolicy(**backoff)
     raise TypeError(f"backoff must be 'exponential', 'linear', 'constant', a dict or a BackoffPolicy, not {backoff!r}")
 
 
-def _from_mapping(cls: type[Any], what: str, given: Mapping[str, Any]) -> Any:
-    known = cls.__slots__
-    unknown = [str(name) for name in given if name not in known]
+def _known(what: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
+    unknown = [str(name) for name in given if name not in names]
     if unknown:
-        raise TypeError(f"{what} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-    return cls(**given)
+        raise TypeError(f"{what} has no {', '.join(map(repr, unknown))}; it has {', '.join(names)}")
 
 
 def _whole(name: str, value: object, least: int, hint: str = "") -> int:

@@ -1,0 +1,82 @@
+"""Running one attempt of a function: bytes in, bytes out, its own exception when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any
+
+from agnt5.codec import encode_plain
+from agnt5.errors import EncodeError, StepTimeout
+from agnt5.function import Function, plain_function
+from agnt5.functioncontext import FunctionContext
+from agnt5.policies import StepOptions
+from agnt5.threads import run_in_thread
+
+
+async def execute(
+    function: Function[Any],
+    input: bytes,
+    ctx: FunctionContext,
+    options: StepOptions | None = None,
+    threads: Executor | None = None,
+) -> bytes:
+    """Run `function` once with its encoded input and give its result as its return annotation writes it.
+
+    Async functions run on this loop, plain ones in `threads` (a pool of this process by default). Raises whatever the
+    function raises, InputError for input that its annotations refuse, EncodeError for a result that cannot be kept,
+    and StepTimeout after `timeout_ms`."""
+    args, kwargs = function.decode_input(input)
+    if function.takes_ctx:
+        args.insert(0, ctx)
+    timeout_ms = (function.policy if options is None else options).timeout_ms
+    fn = function.fn
+    if timeout_ms is None and function.is_async:
+        value = await fn(*args, **kwargs)
+    else:
+        call = fn(*args, **kwargs) if function.is_async else run_in_thread(fn, args, kwargs, threads, ctx)
+        value = await bounded(call, timeout_ms, function.name, ctx)
+    try:
+        return function.encode_result(value)
+    except EncodeError as error:
+        raise EncodeError(f"the result of function {function.name!r} cannot be kept: {error}") from None
+
+
+async def execute_local(
+    work: Callable[..., Any] | Awaitable[Any],
+    name: str,
+    ctx: FunctionContext,
+    options: StepOptions | None = None,
+    threads: Executor | None = None,
+) -> bytes:
+    """The same for `ctx.step("name", work)`: a callable (without arguments but `ctx`) or an awaitable."""
+    policy = options
+    if callable(work):
+        function = work if isinstance(work, Function) else plain_function(work)
+        policy = function.policy if options is None else options
+        args = [ctx] if function.takes_ctx else []
+        call = function.fn(*args) if function.is_async else run_in_thread(function.fn, args, {}, threads, ctx)
+        encode = function.encode_result
+    else:
+        call = work
+        encode = encode_plain
+    value = await bounded(call, None if policy is None else policy.timeout_ms, name, ctx)
+    try:
+        return encode(value)
+    except EncodeError as error:
+        raise EncodeError(f"the result of step {name!r} cannot be kept: {error}") from None
+
+
+async def bounded(call: Awaitable[Any], timeout_ms: int | None, name: str, ctx: FunctionContext) -> Any:
+    """Await `call` for at most `timeout_ms`; StepTimeout after that, when it has been cancelled."""
+    if timeout_ms is None:
+        return await call
+    try:
+        async with asyncio.timeout(timeout_ms / 1000) as scope:
+            return await call
+    except TimeoutError:
+        if not scope.expired():
+            raise  # the function's own
+        ctx.cancelled = True
+        raise StepTimeout(f"{name!r} ran longer than its timeout_ms={timeout_ms}") from None
