@@ -1,0 +1,91 @@
+"""A real Apache Kafka for the tests that ask for one, by `scripts/kafka`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+_SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
+_FIXTURES = {"kafka", "kafka_broker", "own_kafka"}
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_loader("kafka_script", SourceFileLoader("kafka_script", str(_SCRIPT)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no cache beside the script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = bytecode
+    return module
+
+
+_script = _load()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.kafka)
+
+
+def _need_broker() -> None:
+    """Skip on a laptop that cannot run a broker; fail in CI, where that would hide what was not tested."""
+    reason = _script.missing()
+    if reason:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs Apache Kafka: {reason}")
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a broker that all tests share: KAFKA_BOOTSTRAP_SERVERS, or one of our own."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        yield given
+        return
+    _need_broker()
+    broker = _script.Broker(tmp_path_factory.mktemp("kafka"))
+    broker.start(tied=True)
+    yield broker.bootstrap
+    broker.kill()
+    broker.wipe()
+
+
+@pytest.fixture
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Make private brokers: `broker = kafka_broker(settings={...}, security=False)` is started, and can be paused,
+    resumed, killed, stopped and started again on the same data (`Broker` in scripts/kafka)."""
+    _need_broker()
+    made = []
+
+    def make(settings: dict[str, str] | None = None, security: bool = False) -> Any:
+        broker = _script.Broker(tmp_path_factory.mktemp("broker"), settings=settings, security=security)
+        made.append(broker)
+        broker.start(tied=True)
+        return broker
+
+    yield make
+    for broker in made:
+        broker.kill()
+        broker.wipe()
+
+
+@pytest.fixture(scope="module")
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One private broker for the fault tests of a module; each leaves it running."""
+    _need_broker()
+    broker = _script.Broker(tmp_path_factory.mktemp("broker"))
+    broker.start(tied=True)
+    yield broker
+    broker.kill()
+    broker.wipe()
