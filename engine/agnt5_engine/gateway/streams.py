@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
@@ -24,11 +24,17 @@ class Stream(StreamingResponse):
 
     media_type = "text/event-stream"
 
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(chunks, status, headers)
+        self._chunks = chunks
+
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         STREAMS.inc()
         try:
-            async with aclosing(self.body_iterator) as chunks:
+            async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
                     async with asyncio.timeout(STALLED_SECONDS):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -37,10 +43,9 @@ class Stream(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def event_stream(events: AsyncIterator[Event], closing: asyncio.Future[None], first: bytes = b"") -> Stream:
+def event_stream(events: AsyncGenerator[Event, None], closing: asyncio.Future[None]) -> Stream:
     """A response that streams `events` until they end or the processor is `closing` (the reader resumes elsewhere)."""
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return Stream(_encoded(events, closing, first), headers=headers)
+    return Stream(_encoded(events, closing), headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
 
 
 def encode(event: Event) -> bytes:
@@ -48,14 +53,14 @@ def encode(event: Event) -> bytes:
     return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
 
 
-async def _encoded(events: AsyncIterator[Event], closing: asyncio.Future[None], first: bytes) -> AsyncIterator[bytes]:
+async def _encoded(events: AsyncGenerator[Event, None], closing: asyncio.Future[None]) -> AsyncGenerator[bytes, None]:
     # Something at once, so that proxies and readers see that the stream is open.
-    yield first or b": open\n\n"
+    yield b": open\n\n"
     upcoming: asyncio.Future[Event] | None = None
     try:
         while True:
             if upcoming is None:
-                upcoming = asyncio.ensure_future(anext(events))  # type: ignore[arg-type]
+                upcoming = asyncio.ensure_future(anext(events))
             await asyncio.wait((upcoming, closing), timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if upcoming.done():
                 try:
@@ -71,8 +76,5 @@ async def _encoded(events: AsyncIterator[Event], closing: asyncio.Future[None], 
     finally:
         if upcoming is not None:
             upcoming.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                await upcoming
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
+            await asyncio.wait((upcoming,))
+        await events.aclose()
