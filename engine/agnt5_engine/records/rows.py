@@ -84,6 +84,7 @@ class RunRow(NamedTuple):
     parents: list[Parent]
     attempt: int
     created_at: int
+    started_at: int | None
     finished_at: int | None
     output: bytes | None
     error_type: str | None

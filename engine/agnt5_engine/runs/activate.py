@@ -242,6 +242,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
             what = h.CANCELLED
         case None:
             what = h.RETRIED if cause.again else h.START
+            if not cause.again:
+                run.started_at = time
     if cause.again:
         _note_retry(state, run, time)
     notes: list[AskNote] = []

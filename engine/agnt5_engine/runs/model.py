@@ -106,6 +106,7 @@ class Run:
         "seq",
         "session_id",
         "signals",
+        "started_at",
         "status",
         "step",
         "stored",
@@ -130,6 +131,7 @@ class Run:
         self.parents: list[Parent] = []
         self.status = "running"
         self.attempt = 0
+        self.started_at: int | None = None
         self.finished_at: int | None = None
         self.output: bytes | None = None
         self.error_type: str | None = None
@@ -160,7 +162,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """Its code has been started."""
-        return any(row.event == "start" for row in self.history)
+        return self.started_at is not None
 
     @property
     def ending(self) -> bool:

@@ -36,6 +36,7 @@ def run_row(run: Run, *, inline: bool) -> RunRow:
         parents=run.parents,
         attempt=run.attempt,
         created_at=run.created_at,
+        started_at=run.started_at,
         finished_at=run.finished_at,
         output=run.output,
         error_type=run.error_type,
@@ -64,6 +65,7 @@ def run_of(row: RunRow) -> Run:
     run.parents = row.parents
     run.status = row.status
     run.attempt = row.attempt
+    run.started_at = row.started_at
     run.finished_at = row.finished_at
     run.output = row.output
     run.error_type = row.error_type

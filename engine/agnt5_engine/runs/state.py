@@ -88,13 +88,13 @@ class PartitionState:
             return None
         return run
 
-    def _load(self, run_id: str) -> Run | None:
+    def _load(self, run_id: str, *, history: bool = True) -> Run | None:
         data = self.rows.get(table.run_key(run_id))
         if data is None:
             return None
         row = decode(data)
         run = run_of(row)
-        if not run.history and row.length:
+        if history and not run.history and row.length:
             run.history = [decode(value) for _, value in self.rows.scan(table.history_prefix(run_id))][: row.length]
             run.saved = len(run.history)
         for _, value in self.rows.scan(table.pending_prefix(run_id)):
@@ -102,6 +102,11 @@ class PartitionState:
             run.pending[pending.path] = pending_of(pending)
             run.tells += pending.ask == "tell"
         return run
+
+    def peek(self, run_id: str) -> Run | None:
+        """The run for a reader: not kept in memory, and without its history when that has rows of its own."""
+        run = self.runs.get(run_id)
+        return run if run is not None else self._load(run_id, history=False)
 
     def session(self, key: str) -> Session:
         """The routing key's session, made when there is none yet."""

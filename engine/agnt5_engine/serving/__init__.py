@@ -1,0 +1,1 @@
+"""What this processor's partitions answer: runs, histories, lists; and the commands they take."""

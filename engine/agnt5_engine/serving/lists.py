@@ -1,0 +1,66 @@
+"""Lists over one partition: what is in memory, over what the table holds. Newest first, or oldest question first."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from agnt5.replay.protocol import UserAsk
+from agnt5_engine.partition.owner import Owner
+from agnt5_engine.runs import table
+from agnt5_engine.runs.model import Pending, Run
+
+Position = tuple[int, str]
+"""(created_at ms, run ID): the order of lists, newest first."""
+
+
+def newest_first(owner: Owner, before: Position | None) -> Iterator[Run]:
+    """The partition's runs, each once."""
+    state = owner.state
+    live = [run for run in state.runs.values() if before is None or (run.created_at, run.run_id) < before]
+    in_memory = iter(sorted(live, key=_newest, reverse=True))
+    merged = heapq.merge(in_memory, _stored(owner, before), key=_newest, reverse=True)
+    for run in merged:
+        if run.finished_at is None or run.finished_at + state.retention_ms >= state.now:
+            yield run
+
+
+def _newest(run: Run) -> Position:
+    return (run.created_at, run.run_id)
+
+
+def _stored(owner: Owner, before: Position | None) -> Iterator[Run]:
+    """Runs that are only in the table. Within one millisecond the table has them by ascending ID: they are turned round."""
+    state = owner.state
+    after = table.created_key(before[0] + 1, "") if before is not None else None
+    same: list[Run] = []
+    for key, _ in state.rows.scan(table.BY_CREATED, after):
+        created_at, run_id = table.created_of(key)
+        if before is not None and (created_at, run_id) >= before:
+            continue
+        if run_id in state.runs:
+            continue
+        run = state.peek(run_id)
+        if run is None:
+            continue
+        if same and same[-1].created_at != created_at:
+            yield from reversed(same)
+            same = []
+        same.append(run)
+    yield from reversed(same)
+
+
+def questions(owner: Owner) -> Iterator[tuple[Run, str, Pending]]:
+    """Every open question of the partition."""
+    state = owner.state
+    for run in list(state.runs.values()):
+        if not run.ended:
+            for path, p in run.pending.items():
+                if isinstance(p.ask, UserAsk):
+                    yield run, path, p
+    for key, _ in state.rows.scan(table.BY_ASKED):
+        run_id, _, path = key[9:].decode().partition("\0")
+        if run_id not in state.runs:
+            run_ = state.peek(run_id)
+            if run_ is not None and (p_ := run_.pending.get(path)) is not None:
+                yield run_, path, p_

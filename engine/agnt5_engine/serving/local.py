@@ -1,0 +1,236 @@
+"""Commands to and reads of the runs whose partitions this process owns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from agnt5.client.models import Approval, Event, Run, at
+from agnt5_engine.partition.live import PartitionMoved
+from agnt5_engine.partition.owner import Owner
+from agnt5_engine.ports import NotHere, Page, Refused, Started, StartRequest, UnknownRun
+from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunRequested, SignalSent, UserResponded
+from agnt5_engine.records.routing import digest, is_run_id, new_id, partition_of, routing_key, run_id_for
+from agnt5_engine.runs import model
+from agnt5_engine.runs.apply import revive
+from agnt5_engine.runs.effects import Verdict
+from agnt5_engine.runs.history import public_events
+from agnt5_engine.serving.lists import newest_first, questions
+from agnt5_engine.serving.views import approval_view, event_view, run_view, status_of
+
+
+def request_run_id(request: StartRequest) -> str:
+    """The run ID of a request: given, derived from what deduplicates it, or drawn."""
+    if request.run_id is not None:
+        return request.run_id
+    if request.dedupe is None:
+        unique = new_id()
+    else:
+        unique = digest(str(request.trigger.get("kind", "http")), request.workflow, request.dedupe)
+    return run_id_for(request.session_id, unique)
+
+
+def run_requested(request: StartRequest) -> RunRequested:
+    """The journal record of a request."""
+    return RunRequested(
+        run_id=request_run_id(request),
+        command_id=new_id(),
+        workflow=request.workflow,
+        input=request.input,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        trigger=to_json(dict(request.trigger)),
+        parent_run_id=None,
+        parent_path=None,
+        metadata=dict(request.metadata or {}),
+        envelope=request.envelope,
+    )
+
+
+class LocalRuns:
+    """`owner_of(partition)` raises NotHere for partitions that are owned elsewhere."""
+
+    def __init__(self, partitions: int, owner_of: Callable[[int], Owner], owners: Callable[[], list[Owner]]) -> None:
+        self._partitions = partitions
+        self._owner_of = owner_of
+        self._owners = owners
+
+    def owner(self, run_id: str) -> Owner:
+        if not is_run_id(run_id):
+            raise UnknownRun(run_id)
+        return self._owner_of(partition_of(routing_key(run_id), self._partitions))
+
+    # ------------------------------------------------------------------ commands
+
+    async def start(self, request: StartRequest) -> Started:
+        record = run_requested(request)
+        verdict = await self._command(record.run_id, record.command_id, record)
+        if verdict.reason == "existing":
+            if request.strict and not verdict.detail["same"]:
+                raise Refused(
+                    "conflict",
+                    f"this idempotency key started run {record.run_id} with other input; use a new key for new input",
+                    {"run_id": record.run_id},
+                )
+            return Started(record.run_id, self._status(record.run_id), True)
+        return Started(record.run_id, self._status(record.run_id), False)
+
+    def _status(self, run_id: str) -> str:
+        run = self.owner(run_id).state.peek(run_id)
+        return status_of(run) if run is not None else "pending"
+
+    async def answer(self, run_id: str, response: Any, entry: str | None, user_id: str | None) -> None:
+        command = new_id()
+        record = UserResponded(run_id, command, entry, to_json(response), user_id)
+        self._accepted(await self._command(run_id, command, record))
+
+    async def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> None:
+        command = f"signal:{signal_id}" if signal_id is not None else new_id()
+        self._accepted(await self._command(run_id, command, SignalSent(run_id, command, name, to_json(payload))))
+
+    async def cancel(self, run_id: str, *, force: bool) -> None:
+        self._known(run_id)
+        command = new_id()
+        self._accepted(await self._command(run_id, command, CancelRequested(run_id, command, force)))
+
+    async def retry(self, run_id: str) -> None:
+        command = new_id()
+        self._accepted(await self._command(run_id, command, RetryRequested(run_id, command)))
+
+    async def _command(self, run_id: str, command_id: str, record: Any) -> Verdict:
+        """Append the command and wait for the verdict that applying it gives."""
+        owner = self.owner(run_id)
+        expected = owner.live.expect(command_id)
+        owner.append(run_id, record)
+        try:
+            return await expected
+        except PartitionMoved:
+            raise NotHere(owner.partition, None) from None
+        finally:
+            owner.live.forget(command_id)
+
+    @staticmethod
+    def _accepted(verdict: Verdict) -> None:
+        if verdict.reason == "unknown":
+            raise UnknownRun(verdict.run_id)
+        if verdict.reason is not None:
+            raise Refused(verdict.reason, verdict.message, verdict.detail)
+
+    # ------------------------------------------------------------------ reads
+
+    def _known(self, run_id: str) -> model.Run:
+        state = self.owner(run_id).state
+        run = state.peek(run_id)
+        if run is None or (run.finished_at is not None and run.finished_at + state.retention_ms < state.now):
+            raise UnknownRun(run_id)
+        return run
+
+    async def run(self, run_id: str) -> Run:
+        return run_view(self._known(run_id))
+
+    async def finished(self, run_id: str) -> Run:
+        owner = self.owner(run_id)
+        async with _watching(owner, run_id) as watcher:
+            while not (run := self._known(run_id)).ended and run.status != "paused":
+                await watcher.wait()
+            return run_view(run)
+
+    async def events(self, run_id: str, after: int = 0) -> list[Event]:
+        self._known(run_id)
+        run = self.owner(run_id).state.run(run_id)
+        if run is None:
+            raise UnknownRun(run_id)
+        return _events(run, after)
+
+    async def follow(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+        owner = self.owner(run_id)
+        seq = after
+        async with _watching(owner, run_id) as watcher:
+            while True:
+                for event in await self.events(run_id, seq):
+                    seq = event.seq
+                    yield event
+                while watcher.lines:
+                    line = watcher.lines.popleft()
+                    yield Event(
+                        seq=seq, time=at(line.time), type=line.type, run_id=run_id, data=line.data  # type: ignore[arg-type]
+                    )  # fmt: skip
+                run = self._known(run_id)
+                if run.ended and seq >= run.seq:
+                    return
+                await watcher.wait()
+
+    async def state(self, run_id: str) -> dict[str, Any]:
+        self._known(run_id)
+        state = self.owner(run_id).state
+        run = state.run(run_id)
+        if run is None:
+            raise UnknownRun(run_id)
+        while run.activation is None and not run.ended and not run.ending and run.begun and run.status != "paused":
+            if revive(state, run):
+                break
+            await asyncio.sleep(0.02)
+        if run.activation is None:
+            return {}
+        return {key: from_json(value) for key, value in run.activation.run_state().items()}
+
+    async def runs(
+        self, *, status: str | None, workflow: str | None, session_id: str | None, limit: int, before: str | None
+    ) -> Page:
+        """See ports.Engine.runs."""
+        position = None
+        if before is not None:
+            created, _, run_id = before.partition("/")
+            position = (int(created), run_id)
+        found: list[model.Run] = []
+        more = False
+        for owner in self._owners():
+            wanted = (
+                run
+                for run in newest_first(owner, position)
+                if (status is None or status_of(run) == status)
+                and (workflow is None or run.workflow == workflow)
+                and (session_id is None or run.session == session_id)
+            )
+            found += islice(wanted, limit + 1)
+        found.sort(key=lambda run: (run.created_at, run.run_id), reverse=True)
+        more = len(found) > limit
+        found = found[:limit]
+        cursor = f"{found[-1].created_at}/{found[-1].run_id}" if more else None
+        return Page([run_view(run) for run in found], cursor)
+
+    async def approvals(self) -> list[Approval]:
+        found = [approval_view(*q) for owner in self._owners() for q in questions(owner)]
+        return sorted(found, key=lambda a: (a.asked_at, a.run_id, a.entry))
+
+
+def _events(run: model.Run, after: int) -> list[Event]:
+    rows = run.history
+    first = len(rows)
+    while first and rows[first - 1].seq >= after:
+        first -= 1
+    first = max(first - 1, 0)
+    return [event_view(run.run_id, e) for row in rows[first:] for e in public_events(row) if e.seq > after]
+
+
+class _watching:
+    """Watch a run for as long as the block lasts."""
+
+    def __init__(self, owner: Owner, run_id: str) -> None:
+        self._owner = owner
+        self._run_id = run_id
+
+    async def __aenter__(self) -> Any:
+        self._watcher = self._owner.live.watch(self._run_id)
+        self._owner.state.watched.add(self._run_id)
+        return self._watcher
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        if self._owner.live.unwatch(self._run_id, self._watcher):
+            self._owner.state.watched.discard(self._run_id)
+        if isinstance(error, PartitionMoved):
+            raise NotHere(self._owner.partition, None) from None

@@ -1,0 +1,81 @@
+"""The engine's own topics: what they must be like, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agnt5_engine.transport.base import BadTopicError, Log, TopicInfo, TopicSpec
+
+if TYPE_CHECKING:
+    from agnt5_engine.settings import Settings
+
+_DAY = 86_400_000
+#: Room for keys, names and the Avro frame around a payload of AGNT5_MAX_PAYLOAD_BYTES.
+_ENVELOPE = 256 * 1024
+
+
+def specs(settings: Settings) -> list[TopicSpec]:
+    """The topics that the engine needs, as it wants them."""
+    size = settings.max_payload_bytes + _ENVELOPE
+    partitions = settings.partitions
+    keep = max(settings.run_retention_ms * 2, 7 * _DAY)
+    return [
+        TopicSpec(settings.journal_topic, partitions, "delete", keep, size, log_append_time=True),
+        # A session's row holds its whole state, a run's row its input and output.
+        TopicSpec(settings.changelog_topic, partitions, "compact", None, size * 4),
+        TopicSpec(settings.outcomes_topic, partitions, "compact,delete", keep, size * 2),
+        TopicSpec(settings.dead_letters_topic, partitions, "delete", keep, size * 2),
+    ]
+
+
+async def ensure(log: Log, settings: Settings) -> dict[str, TopicInfo]:
+    """Create what is missing (AGNT5_CREATE_TOPICS) and check what is there. Raises BadTopicError with the remedy."""
+    wanted = specs(settings)
+    found = await log.topics([s.name for s in wanted])
+    missing = [s for s in wanted if s.name not in found]
+    if missing:
+        if not settings.create_topics:
+            names = ", ".join(s.name for s in missing)
+            raise BadTopicError(
+                f"these topics do not exist and AGNT5_CREATE_TOPICS is 0: {names}. `agnt5 topics plan` prints how to make them"
+            )
+        await log.create(missing, settings.replication or 3)
+        found = await log.topics([s.name for s in wanted])
+    faults = [fault for spec in wanted for fault in contradictions(spec, found[spec.name])]
+    if faults:
+        raise BadTopicError("\n".join(faults))
+    return found
+
+
+def contradictions(spec: TopicSpec, info: TopicInfo) -> list[str]:
+    """Settings of a topic with which the engine would lose data, each with its remedy."""
+    faults = []
+    if info.partitions != spec.partitions:
+        faults.append(
+            f"topic {spec.name} has {info.partitions} partitions, AGNT5_PARTITIONS is {spec.partitions}: runs would be looked for "
+            f"in the wrong place. Set AGNT5_PARTITIONS={info.partitions}"
+        )
+    policy = info.config.get("cleanup.policy")
+    if spec.cleanup == "delete" and policy is not None and "compact" in policy:
+        faults.append(
+            f"topic {spec.name} is compacted (cleanup.policy={policy}): records of runs would vanish. "
+            "Set cleanup.policy=delete"
+        )
+    if spec.cleanup == "compact" and policy is not None and "delete" in policy:
+        faults.append(
+            f"topic {spec.name} deletes old records (cleanup.policy={policy}): state of waiting runs would vanish. "
+            "Set cleanup.policy=compact"
+        )
+    stamp = info.config.get("message.timestamp.type")
+    if spec.log_append_time and stamp is not None and stamp != "LogAppendTime":
+        faults.append(
+            f"topic {spec.name} has message.timestamp.type={stamp}: a workflow's clock is the log's clock. "
+            "Set message.timestamp.type=LogAppendTime"
+        )
+    keep = info.config.get("retention.ms")
+    if spec.log_append_time and keep is not None and 0 <= int(keep) < 3_600_000:
+        faults.append(
+            f"topic {spec.name} keeps records for only {int(keep) / 1000:.0f} s (retention.ms): less than a checkpoint may be old. "
+            f"Set retention.ms={spec.retention_ms}"
+        )
+    return faults
