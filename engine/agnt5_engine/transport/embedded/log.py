@@ -259,6 +259,8 @@ class EmbeddedLog:
     async def create(self, specs: Sequence[TopicSpec], replication: int = 1) -> None:
         """Make the topics that do not exist; those that do stay as they are. There is one copy, whatever is asked."""
         await self.commit.change(lambda commit: self.topics_by_name.add(specs, commit.batch))
+        for listener in tuple(self.topics_by_name.listeners):
+            listener()
 
     async def cluster_id(self) -> str:
         return self.store.cluster_id

@@ -160,6 +160,8 @@ class Topics:
 
     def __init__(self, store: Store) -> None:
         self._by_name: dict[str, Topic] = {}
+        self.listeners: set[Callable[[], None]] = set()
+        """Called when topics have been made."""
         self.load(store)
 
     def load(self, store: Store) -> None:
