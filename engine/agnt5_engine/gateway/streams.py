@@ -15,12 +15,11 @@ from agnt5_engine.gateway.metrics import STREAMS
 
 PING = b": still here\n\n"
 PING_SECONDS = 15.0
-STALLED_SECONDS = 60.0
-"""How long a reader may leave what was sent unread before its connection is given up."""
 
 
 class Stream(StreamingResponse):
-    """A stream that frees what it reads from as soon as its reader has gone, or has stopped reading."""
+    """A stream that frees what it reads from as soon as its reader has gone (see `connection.py` for one that stays and
+    does not read)."""
 
     media_type = "text/event-stream"
 
@@ -36,8 +35,7 @@ class Stream(StreamingResponse):
         try:
             async with aclosing(self._chunks) as chunks:
                 async for chunk in chunks:
-                    async with asyncio.timeout(STALLED_SECONDS):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
             STREAMS.dec()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
