@@ -7,6 +7,7 @@ given up: a batch whose fate is unknown is sent again, and applying tells the se
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ log = structlog.get_logger()
 #: A batch stays below what the log takes at once, so that it lands as one piece and its offsets are contiguous.
 _BATCH_RECORDS = 2000
 _BATCH_BYTES = 700_000
+
+
+class AppenderClosed(Exception):
+    """The partition was given up; what was not acked may or may not have landed."""
 
 
 class Outgoing(NamedTuple):
@@ -45,9 +50,13 @@ class Appender:
         self._buffer: list[Outgoing] = []
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
+        self._given = 0  # records ever taken
+        self._durable = 0  # records ever acked
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def append(self, key: str, record: JournalRecord) -> None:
         """Write the record soon; it is applied when the ack comes."""
+        self._given += 1
         self._buffer.append(Outgoing(Message(key.encode(), encode(record)), record))
         if self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._send_all())
@@ -60,6 +69,11 @@ class Appender:
                 if self._closed:
                     return
                 self._acked(ack, batch)
+                self._durable += len(batch)
+                while self._waiting and self._waiting[0][0] <= self._durable:
+                    _, waiter = self._waiting.popleft()
+                    if not waiter.done():
+                        waiter.set_result(None)
         except asyncio.CancelledError:
             raise
         except Exception as e:
@@ -85,8 +99,22 @@ class Appender:
                 log.warning("journal.append.retry", partition=self._target.partition, error=str(e))
                 await asyncio.sleep(0.2)
 
+    async def flushed(self) -> None:
+        """Until everything given so far is durable and applied. Raises AppenderClosed when that will not
+        be known here."""
+        if self._closed:
+            raise AppenderClosed
+        if self._durable < self._given:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((self._given, waiter))
+            await waiter
+
     async def close(self) -> None:
         self._closed = True
+        for _, waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(AppenderClosed())
+                waiter.exception()
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)

@@ -202,7 +202,9 @@ class Owner:
         if self.closed:
             return
         state, offset = self.state, ack.offset
-        self.timers.skew = ack.time - int(time.time() * 1000) if ack.time > 0 else 0
+        if ack.time > 0:
+            # The ack took its time to come, so a sample is at most too small: follow the largest, slowly forgetting it.
+            self.timers.skew = max(ack.time - int(time.time() * 1000), self.timers.skew - 1)
         for out in batch:
             if offset == state.applied + 1:
                 apply(state, offset, ack.time, out.record)
@@ -225,6 +227,10 @@ class Owner:
         """Write a record to this partition's journal."""
         self._appender.append(routing_key(run_id), record)
 
+    async def flushed(self) -> None:
+        """Until all that was appended here so far is durable. Raises AppenderClosed."""
+        await self._appender.flushed()
+
     def _act(self) -> None:
         """Do what applying asked for."""
         state = self.state
@@ -239,10 +245,7 @@ class Owner:
                     case Send(id):
                         self._sender.send(id)
                     case SetTimer(due, run_id, path):
-                        if due <= state.now:
-                            self.timers.again(due, run_id, path)
-                        else:
-                            self.timers.set(due, run_id, path)
+                        self.timers.set(due, run_id, path)
                     case Verdict():
                         self.live.verdict(e)
                     case Moved(run_id, ended):

@@ -11,9 +11,6 @@ import heapq
 import time
 from collections.abc import Callable
 
-#: Asked again for being early: not before this many milliseconds have passed.
-_AGAIN_MS = 20
-
 
 class Timers:
     """Calls `fire(run_id, path)` when a due time (ms, log time) is believed to have come."""
@@ -33,10 +30,6 @@ class Timers:
         heapq.heappush(self._heap, (due, run_id, path))
         if self._alarm is None or due < self._alarm_due:
             self._arm()
-
-    def again(self, due: int, run_id: str, path: str) -> None:
-        """It fired too early."""
-        self.set(max(due, self.now() + _AGAIN_MS), run_id, path)
 
     def _arm(self) -> None:
         if self._alarm is not None:
