@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextvars import ContextVar
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
 from weakref import WeakKeyDictionary
 
 from pydantic_core import from_json, to_json
+from typing_extensions import TypeVar
 
 from agnt5 import registry
 from agnt5.codec import PLAIN, Codec, codec_for, encode_plain, explain
@@ -19,7 +20,7 @@ from agnt5.signature import EMPTY, Declaration, enclosing_names, place
 from agnt5.threads import run_in_thread
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", default=Any)
 
 
 class RunningWorkflow(Protocol):

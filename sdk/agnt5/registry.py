@@ -226,8 +226,8 @@ def _load_file(target: str) -> ModuleType:
 def source_files() -> list[Path]:
     """The files that define what is registered."""
     found: set[Path] = set()
-    for definition in (*_workflows.values(), *_functions.values()):
-        filename = _source(definition.fn)[0]
+    for fn in [*(flow.fn for flow in _workflows.values()), *(step.fn for step in _functions.values())]:
+        filename = _source(fn)[0]
         if filename and not filename.startswith("<"):
             found.add(Path(filename))
     return sorted(found)
