@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from gateway.fake_engine import Cluster, FakeEngine
-from gateway.flows import workflows
 
 from agnt5_engine.gateway.app import create_app
 from agnt5_engine.settings import Settings
+from gateway.fake_engine import Cluster, FakeEngine
+from gateway.flows import workflows
 
 
 class Network(httpx.AsyncBaseTransport):

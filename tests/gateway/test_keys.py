@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+
 from gateway.conftest import MakeGroup, Processor
 
 KEYS = f"all-of-it,sha256:{hashlib.sha256(b'hashed').hexdigest()},read:reader,start:starter,answer:answerer"

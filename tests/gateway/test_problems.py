@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway.conftest import MakeGroup, Processor
 from structlog.testing import capture_logs
+
+from gateway.conftest import MakeGroup, Processor
 
 JSON = {"content-type": "application/json"}
 RUN = "/v1/workflows/double/run"
@@ -130,7 +131,9 @@ async def test_paths_and_methods_there_are_not(one: Processor) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["unknown", "UPPER", "a%20b", "x" * 300, "..%2F..%2Fetc", "%00"])
-@pytest.mark.parametrize("path", ["/v1/runs/{}", "/v1/status/{}", "/v1/result/{}", "/v1/runs/{}/events", "/v1/runs/{}/state"])
+@pytest.mark.parametrize(
+    "path", ["/v1/runs/{}", "/v1/status/{}", "/v1/result/{}", "/v1/runs/{}/events", "/v1/runs/{}/state"]
+)
 async def test_an_unknown_run_is_not_found(one: Processor, path: str, run_id: str) -> None:
     answer = await one.http.get(path.format(run_id))
     assert answer.status_code == 404

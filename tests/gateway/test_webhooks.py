@@ -10,16 +10,15 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import time_machine
-from gateway.conftest import MakeGroup, Processor
 from standardwebhooks import Webhook
 
 from agnt5_engine.gateway.signatures import ForgedError, github, slack, stripe
+from gateway.conftest import MakeGroup, Processor
 
 SHOP = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 STRIPE = {
@@ -166,7 +165,9 @@ async def test_github_is_known_by_event_and_action_and_deduplicated_by_delivery(
     assert await inputs_of(hooked, first.json()["runs"]) == {"on_pull_request": {"number": 5}}
     again = await hooked.http.post("/v1/webhooks/github", content=body, headers=github_headers(body, "pull_request"))
     assert again.json() == first.json()
-    new = await hooked.http.post("/v1/webhooks/github", content=body, headers=github_headers(body, "pull_request", "d2"))
+    new = await hooked.http.post(
+        "/v1/webhooks/github", content=body, headers=github_headers(body, "pull_request", "d2")
+    )
     assert new.json() != first.json()
     closed = json.dumps({"action": "closed", "number": 5})
     other = await hooked.http.post(
