@@ -2,8 +2,8 @@
 
 Try it:
 
-    agnt5 processor examples/queue.py --broker kafka://localhost:9092
-    agnt5 worker examples/queue.py --queue gpu --broker kafka://localhost:9092
+    agnt5 processor examples/rendering.py --broker kafka://localhost:9092
+    agnt5 worker examples/rendering.py --queue gpu --broker kafka://localhost:9092
     agnt5 run render_workflow scene=harbour frames=3
 """
 
