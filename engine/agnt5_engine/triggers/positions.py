@@ -1,0 +1,111 @@
+"""Where the reading of a trigger's partition starts (invariant 16), and what that skips.
+
+The first assignment decides and pins it with a commit. After that the group's offset is the truth; partitions that
+appear later, and triggers whose offsets the group has lost, start at the earliest record, because run IDs derived from
+events make a second reading harmless within retention.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import structlog
+
+from agnt5_engine.transport.base import Log, TopicPartition
+
+log = structlog.get_logger()
+
+#: Seconds for which a partition may seem shorter than what was read of it.
+_SETTLES = 5.0
+_LOOK_AGAIN = 0.5
+
+From = Literal["committed", "earliest", "latest", "time"]
+
+
+class Position(NamedTuple):
+    """The offset to consume next, and how it was found. `skipped`: how many events before it will not be seen."""
+
+    offset: int
+    found: From
+    skipped: int
+
+
+def rule(committed: int | None, *, topic_known: bool, start: Literal["latest", "earliest"] | datetime) -> From:
+    """How the position is found. `topic_known`: the group has read some partition of the topic before, or has lost its
+    offsets; `start`: AGNT5_TRIGGER_START."""
+    if committed is not None:
+        return "committed"
+    if topic_known:
+        return "earliest"
+    return "time" if isinstance(start, datetime) else start
+
+
+async def position(
+    log_: Log,
+    group: str,
+    source: TopicPartition,
+    *,
+    partitions: int,
+    start: Literal["latest", "earliest"] | datetime,
+    topic_known: bool = False,
+) -> Position:
+    """Where to start reading `source`, one of its topic's `partitions`. The caller seeks there and acknowledges it at
+    once, so that it is committed before anything is read. Raises RetriableError."""
+    committed = await log_.committed(group, source)
+    first, end = await log_.bounds(source)
+    if committed is None and not topic_known:
+        for other in range(partitions):
+            if other != source.partition and await log_.committed(group, source._replace(partition=other)) is not None:
+                topic_known = True
+                break
+    found = rule(committed, topic_known=topic_known, start=start)
+    if found == "committed":
+        assert committed is not None
+        waited = 0.0
+        while committed > end and waited < _SETTLES:
+            # A new leader may know less of the end for a moment; only a topic that stays short was made anew.
+            await asyncio.sleep(_LOOK_AGAIN)
+            waited += _LOOK_AGAIN
+            first, end = await log_.bounds(source)
+        return _committed(source, committed, first, end)
+    if found == "earliest":
+        offset = first
+    elif found == "latest":
+        offset = end
+    else:
+        assert isinstance(start, datetime)
+        offset = max(first, await log_.offset_at(source, round(start.timestamp() * 1000)))
+    skipped = offset - first
+    log.info(
+        "trigger.position", topic=source.topic, partition=source.partition, start=found, offset=offset, skipped=skipped
+    )
+    if skipped:
+        log.warning(
+            "trigger.skips",
+            topic=source.topic,
+            partition=source.partition,
+            events=skipped,
+            why="AGNT5_TRIGGER_START",
+            hint="set AGNT5_TRIGGER_START=earliest before the first start to have them too",
+        )
+    return Position(offset, found, skipped)
+
+
+def _committed(source: TopicPartition, committed: int, first: int, end: int) -> Position:
+    if committed < first:
+        # Retention was faster than the group: what is gone is gone, but never silently.
+        log.error(
+            "trigger.lost", topic=source.topic, partition=source.partition, events=first - committed,
+            why="the topic deleted them before they were read",
+        )  # fmt: skip
+        return Position(first, "committed", first - committed)
+    if committed > end:
+        # The topic was made anew, or lost records; its new ones are not to be missed.
+        log.error(
+            "trigger.topic_is_shorter", topic=source.topic, partition=source.partition, committed=committed, end=end,
+            start=first,
+        )  # fmt: skip
+        return Position(first, "earliest", 0)
+    return Position(committed, "committed", 0)

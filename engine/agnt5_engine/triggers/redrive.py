@@ -1,0 +1,45 @@
+"""What putting a dead letter's original through its way in again comes to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from agnt5_engine.ports import Refused, StartRequest
+from agnt5_engine.records.avro import RecordError, decode
+from agnt5_engine.transport.base import Message, Record, TopicPartition
+from agnt5_engine.triggers.dead_letters import UNDECODABLE, Letter
+from agnt5_engine.triggers.events import EventTriggers
+
+
+class Redriven(NamedTuple):
+    """Runs to start, or a journal record to append again to `journal` (then `run_id` is whom it concerns)."""
+
+    requests: list[StartRequest]
+    journal: TopicPartition | None = None
+    message: Message | None = None
+    run_id: str | None = None
+
+
+async def redriven(letter: Letter, original: Record, triggers: EventTriggers, journal_topic: str) -> Redriven:
+    """Decode and bind the original with today's code. The run IDs are those that it would have had, so redriving twice
+    starts nothing twice. Raises Refused when it still cannot be taken: the letter stays as it is."""
+    if letter.source.topic == journal_topic:
+        return _journal(letter, original)
+    if letter.source.topic not in triggers.topics():
+        raise Refused("not_subscribed", f"no workflow here is triggered by {letter.source.topic} (any more)")
+    await triggers.prepare([original])
+    found = triggers.requests(letter.source, original, letter.workflow)
+    if found.letters and not found.requests:
+        first = found.letters[0]
+        who = f"workflow {first.workflow}: " if first.workflow else ""
+        raise Refused(first.reason, f"it still cannot be taken: {who}{first.detail}")
+    return Redriven(found.requests)
+
+
+def _journal(letter: Letter, original: Record) -> Redriven:
+    try:
+        record = decode(original.value or b"")
+    except RecordError as error:
+        raise Refused(UNDECODABLE, f"it still cannot be decoded: {error}") from None
+    message = Message(original.key, original.value, original.headers)
+    return Redriven([], letter.source, message, getattr(record, "run_id", None))
