@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextvars import ContextVar
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
@@ -371,5 +372,5 @@ def _define(fn: Any, name: str | None, policy: StepOptions) -> Function[Any]:
         if parameter.name == "ctx":
             raise DefinitionError(f"{place(fn)}: in function {named}, ctx must be the first parameter")
     made: Function[Any] = Function(fn, named, policy, declaration)
-    registry.add_function(made)
+    registry.add_function(made, sys._getframe(2).f_code)
     return made

@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agnt5.errors import Agnt5Error, DefinitionError
@@ -95,19 +95,19 @@ def check_name(kind: str, name: object, where: str) -> str:
     return name
 
 
-def add_workflow(definition: Workflow[Any]) -> None:
-    """Raises DefinitionError when another definition has the name."""
-    _add("workflow", definition, _workflows)
+def add_workflow(definition: Workflow[Any], defined_by: CodeType | None = None) -> None:
+    """Raises DefinitionError when another definition has the name. `defined_by`: the code that ran the decorator."""
+    _add("workflow", definition, _workflows, defined_by)
 
 
-def add_function(definition: Function[Any]) -> None:
-    """Raises DefinitionError when another definition has the name."""
-    _add("function", definition, _functions)
+def add_function(definition: Function[Any], defined_by: CodeType | None = None) -> None:
+    """As `add_workflow`."""
+    _add("function", definition, _functions, defined_by)
 
 
-def _add(kind: str, definition: Any, known: dict[str, Any]) -> None:
+def _add(kind: str, definition: Any, known: dict[str, Any], defined_by: CodeType | None) -> None:
     before = known.get(definition.name)
-    if before is not None and not _same_source(before.fn, definition.fn):
+    if before is not None and not _defined_again(before.fn, definition.fn, defined_by):
         raise DefinitionError(
             f"two {kind}s are called {definition.name!r}: {place(before.fn)} and {place(definition.fn)}; "
             f"give one another name with @{kind}(name=...)"
@@ -115,9 +115,15 @@ def _add(kind: str, definition: Any, known: dict[str, Any]) -> None:
     known[definition.name] = definition
 
 
-def _same_source(one: Any, other: Any) -> bool:
-    """The same definition executed again (a reload, or a file run as a script and imported), not a second one."""
-    return _source(one) == _source(other)
+def _defined_again(before: Any, now: Any, defined_by: CodeType | None) -> bool:
+    """Whether this is one definition executed again (a reload, a file run as a script and imported), not a second."""
+    if _source(before) != _source(now):
+        return False
+    old, new = getattr(before, "__code__", None), getattr(now, "__code__", None)
+    if defined_by is None or old is new:
+        return True
+    # Executing a file again compiles or loads it again. Both in one compiled file are two definitions.
+    return not any(constant is old for constant in defined_by.co_consts)
 
 
 def _source(fn: Any) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, cast, overload
@@ -275,7 +276,7 @@ def _define(
         if parameter.name == "ctx":
             raise DefinitionError(f"{where}: workflow {named}: ctx must be the first parameter")
     made: Workflow[Any] = Workflow(fn, named, declaration, triggers, timeout_ms, retries)
-    registry.add_workflow(made)
+    registry.add_workflow(made, sys._getframe(2).f_code)
     return made
 
 
