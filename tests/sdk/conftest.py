@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from agnt5 import registry
+
+
+@pytest.fixture(autouse=True)
+def own_registry() -> Iterator[None]:
+    before = registry.snapshot()
+    registry.clear()
+    yield
+    registry.restore(before)
