@@ -120,9 +120,7 @@ class TellChildAsk(NamedTuple):
     payload: bytes
 
 
-Ask: TypeAlias = (
-    StepAsk | SleepAsk | UserAsk | SignalAsk | ChildAsk | WriteAsk | UserStateAsk | EmitAsk | TellChildAsk
-)
+Ask: TypeAlias = StepAsk | SleepAsk | UserAsk | SignalAsk | ChildAsk | WriteAsk | UserStateAsk | EmitAsk | TellChildAsk
 
 
 # ------------------------------------------------------------------ events: what a workflow is told
@@ -191,7 +189,7 @@ class Turn:
     """What one activation asked for, in order, until every coroutine was blocked."""
 
     asks: list[Ask] = field(default_factory=list)
-    withdrawn: list[str] = field(default_factory=list)  # paths asked earlier (or in this turn) that nobody awaits any more
+    withdrawn: list[str] = field(default_factory=list)  # paths of earlier turns that nobody awaits any more
     reads: list[tuple[str, bytes]] = field(default_factory=list)  # session reads answered in this turn: path, JSON
     marks: list[tuple[str, bool]] = field(default_factory=list)  # what `ctx.patched(name)` said first
     calls: list[InPlaceCall] = field(default_factory=list)
