@@ -10,6 +10,7 @@ Kill the processor whenever you like, even inside the charge: see `ledger` for w
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Charge(BaseModel):
 def ledger(entry: dict[str, Any]) -> None:
     """Write one line and leave it to the disk before going on, as a provider's API call would."""
     with LEDGER.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+        file.write(json.dumps({**entry, "pid": os.getpid(), "at": time.time()}) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -46,7 +47,7 @@ async def validate_order(order_id: str, amount: float) -> bool:
 async def charge_customer(ctx: FunctionContext, order_id: str, amount: float) -> Charge:
     # The key is the same at every attempt, by whichever processor: a provider that honours it charges once.
     key = ctx.idempotency_key
-    ledger({"call": "charge", "order_id": order_id, "amount": amount, "idempotency_key": key, "pid": os.getpid()})
+    ledger({"call": "charge", "order_id": order_id, "amount": amount, "idempotency_key": key})
     await asyncio.sleep(STEP_SECONDS)
     return Charge(charge_id=f"ch_{key[-12:]}", amount=amount)
 
