@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -13,10 +13,12 @@ from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.recovery import Place
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.starter import Starter
-from agnt5_engine.transport.base import Batch, TopicPartition
-from agnt5_engine.triggers.dead_letters import DeadLetters
+from agnt5_engine.transport.base import Batch, Record, RetriableError, TopicPartition
+from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
-from agnt5_engine.triggers.positions import place_trigger
+from agnt5_engine.triggers.positions import position
+from agnt5_engine.triggers.redrive import redriven
+from agnt5_engine.triggers.schema_registry import SchemaRegistry
 
 if TYPE_CHECKING:
     from agnt5_engine.processor import Processor
@@ -25,7 +27,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 #: Trigger topics wait while more steps than this wait for a slot.
 _BACKLOG = 5000
-_BACKLOG_POLL = 0.02
+_POLL = 0.02
 #: Events that are taken in before their requests are made durable.
 _CHUNK = 500
 
@@ -34,12 +36,15 @@ class Ingest:
     """Takes trigger records in, in order per partition; an offset counts as done once its requests are durable."""
 
     def __init__(self, processor: Processor) -> None:
+        settings = processor.settings
         self._processor = processor
-        self._triggers = EventTriggers(registry.workflows(), processor.settings)
+        self._registry = SchemaRegistry(settings.schema_registry_url) if settings.schema_registry_url else None
+        self._triggers = EventTriggers(registry.workflows(), self._registry, settings.max_payload_bytes)
         self._starter = Starter(processor.publisher, processor.local_owner)
-        self._dead_letters = DeadLetters(processor.log, processor.publisher, processor.settings)
+        self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
 
     def topics(self) -> list[str]:
+        """Topics that some workflow here is triggered by."""
         return self._triggers.topics()
 
     async def prepare(self) -> None:
@@ -55,47 +60,90 @@ class Ingest:
                 log.warning("trigger.topic_missing", topic=topic, hint="it is picked up when it appears")
 
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        """Begin each trigger partition where it should."""
+        """Begin each trigger partition where it should; all are looked up before the first is pinned."""
         p = self._processor
+        found = {}
         for source in sorted(partitions):
-            offset = await place_trigger(p.log, p.settings, source)
+            found[source] = await self._patiently_placed(source)
+        for source, offset in found.items():
             p.membership.acked(source, offset)  # pins the position, so that a restart starts here too
             p.membership.seek(source, offset)
 
-    async def revoked(self, partitions: frozenset[TopicPartition]) -> None: ...
+    async def _patiently_placed(self, source: TopicPartition) -> int:
+        p = self._processor
+        while True:
+            try:
+                count = await p.publisher.partitions(source.topic)
+                place = await position(
+                    p.log, p.settings.group, source, partitions=count, start=p.settings.trigger_start
+                )
+                return place.offset
+            except RetriableError as e:
+                log.warning("trigger.waiting_for_broker", topic=source.topic, error=str(e))
+                await asyncio.sleep(1)
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
-        records = batch.records
-        for i in range(0, len(records), _CHUNK):
-            while self._processor.backlog() > _BACKLOG:
-                await asyncio.sleep(_BACKLOG_POLL)
-            chunk = records[i : i + _CHUNK]
-            requests = []
-            for record in chunk:
-                found, letters = await self._triggers.requests(source.topic, source.partition, record)
-                requests += found
-                for letter in letters:
-                    await self._dead_letters.write(letter)
-            if requests:
-                await self._starter.start(requests)
-            self._processor.membership.acked(source, chunk[-1].offset + 1)
+        """Take a batch in; returns when all that came of it is durable."""
+        await self._triggers.prepare(batch.records)
+        for i in range(0, len(batch.records), _CHUNK):
+            while self._processor.backlog() > _BACKLOG:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL)
+            await self._take(source, batch.records[i : i + _CHUNK])
         self._processor.membership.acked(source, batch.next_offset)
+
+    async def _take(self, source: TopicPartition, records: list[Record]) -> None:
+        requests = []
+        letters = []
+        for record in records:
+            found = self._triggers.requests(source, record)
+            requests += found.requests
+            letters += found.letters
+        if letters:
+            await self._put(letters)
+        if requests:
+            await self._starter.start(requests)
+        self._processor.membership.acked(source, records[-1].offset + 1)
+
+    async def _put(self, letters: list[Letter]) -> None:
+        for letter in letters:
+            log.warning(
+                "dead_letter", reason=letter.reason, detail=letter.detail, workflow=letter.workflow,
+                topic=letter.source.topic, partition=letter.source.partition, offset=letter.record.offset,
+            )  # fmt: skip
+        while True:
+            try:
+                await self._dead_letters.put(letters)
+                return
+            except RetriableError as e:
+                log.warning("dead_letter.retry", error=str(e))
+                await asyncio.sleep(0.5)
 
     def dispatch(self, owner: Owner, run: Run, pending: Pending, path: str) -> bool:
         """Hand a step of a queue to its pool. False: it is run here."""
         return False
 
-    async def journal_dead_letter(self, place: Place, record: Any, detail: str) -> None:
+    async def journal_dead_letter(self, place: Place, record: Record, detail: str) -> None:
         """A journal record that cannot be decoded: kept, told, and passed over."""
-        await self._dead_letters.write_undecodable(place.journal, record, detail)
+        await self._put([Letter(UNDECODABLE, detail, place.journal, record)])
+
+    # ------------------------------------------------------------------ dead letters, for people
 
     async def dead_letters(self, limit: int, after: str | None) -> list[DeadLetter]:
-        return await self._dead_letters.list(limit, after)
+        return [stored.view() for stored in await self._dead_letters.list(limit, after)]
 
     async def dead_letter(self, letter_id: str) -> DeadLetter:
-        return await self._dead_letters.get(letter_id)
+        return (await self._dead_letters.find(letter_id)).view()
 
     async def redrive(self, letter_id: str) -> list[str]:
-        return await self._dead_letters.redrive(letter_id, self._triggers, self._starter)
+        """Put the original through its way in again. Raises LookupError, Refused."""
+        letter = (await self._dead_letters.find(letter_id)).letter
+        original = await self._dead_letters.original(letter)
+        again = await redriven(letter, original, self._triggers, self._processor.settings.journal_topic)
+        if again.journal is not None and again.message is not None:
+            await self._processor.log.append(again.journal, [again.message])
+            return [again.run_id] if again.run_id is not None else []
+        return await self._starter.start(again.requests)
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        if self._registry is not None:
+            await self._registry.close()

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from agnt5_engine.transport.base import Log, TopicPartition
+from agnt5_engine.settings import Settings
+from agnt5_engine.transport.base import Log, RetriableError, TopicPartition
 
 log = structlog.get_logger()
 
@@ -40,6 +41,35 @@ def rule(committed: int | None, *, topic_known: bool, start: Literal["latest", "
     if topic_known:
         return "earliest"
     return "time" if isinstance(start, datetime) else start
+
+
+async def place_trigger(log_: Log, settings: Settings, source: TopicPartition) -> int:
+    """The offset at which to start reading one partition of a trigger's topic. Waits for a broker that is away."""
+    delay = 0.2
+    while True:
+        try:
+            found = await log_.topics([source.topic])
+            count = found[source.topic].partitions if source.topic in found else 0
+            lost = await offsets_lost(log_, settings)
+            place = await position(
+                log_, settings.group, source, partitions=count, start=settings.trigger_start, topic_known=lost
+            )
+            return place.offset
+        except RetriableError as e:
+            log.warning("trigger.position.retry", topic=source.topic, partition=source.partition, error=str(e))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5)
+
+
+async def offsets_lost(log_: Log, settings: Settings) -> bool:
+    """Whether the group's offsets are gone while its work is not: a checkpoint writes changelog and offset in one
+    transaction, so a changelog without an offset means that the broker has forgotten the group."""
+    for partition in range(settings.partitions):
+        first, end = await log_.bounds(TopicPartition(settings.changelog_topic, partition))
+        if end > first:
+            journal = TopicPartition(settings.journal_topic, partition)
+            return await log_.committed(settings.group, journal) is None
+    return False
 
 
 async def position(
