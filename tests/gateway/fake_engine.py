@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from agnt5.binding import parse_object
 from agnt5.client.models import (
     Approval,
     DeadLetter,
@@ -69,8 +70,9 @@ class FakeCatalog:
         schema = {"type": "object", "properties": {one: TypeAdapter(t).json_schema() for one, t in flow.inputs.items()}}
         return WorkflowInfo(name=name, triggers=triggers, input_schema=schema)
 
-    def bind(self, name: str, value: dict[str, Any], *, strict: bool) -> bytes:
+    def bind(self, name: str, payload: bytes, *, strict: bool, envelope: bytes | None = None) -> bytes:
         flow = self.workflows[name]
+        value = parse_object(payload, strict, name)
         faults: dict[str, str] = {}
         bound: dict[str, Any] = {}
         for one, kind in flow.inputs.items():
@@ -486,7 +488,7 @@ class FakeEngine:
         for name, flow in self.cluster.catalog.workflows.items():
             if topic in flow.topics:
                 event_id = dict(headers).get("agnt5-event-id", str(len(records)).encode()).decode()
-                bound = self.cluster.catalog.bind(name, from_json(value), strict=False)
+                bound = self.cluster.catalog.bind(name, value, strict=False)
                 request = StartRequest(name, bound, {"kind": "event", "topic": topic}, dedupe=f"event:{event_id}")
                 owner = self.cluster.owner[self.cluster.partition_of(self.run_id_for(request))]
                 if owner is not None:

@@ -23,7 +23,7 @@ from agnt5_engine.gateway import (
 )
 from agnt5_engine.gateway import workflows as workflow_routes
 from agnt5_engine.gateway.body import RAW_BODY
-from agnt5_engine.gateway.catalog import Catalog
+from agnt5_engine.gateway.catalog import Catalog, RegistryCatalog
 from agnt5_engine.gateway.context import ClientGoneError, Gateway
 from agnt5_engine.gateway.door import Door
 from agnt5_engine.gateway.owners import Owners
@@ -32,13 +32,18 @@ from agnt5_engine.settings import Settings
 
 
 def create_app(
-    engine: Engine, settings: Settings, workflows: Catalog, *, transport: httpx.AsyncBaseTransport | None = None
+    engine: Engine,
+    settings: Settings,
+    workflows: Catalog | None = None,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> FastAPI:
-    """The HTTP API over `engine`. `transport` replaces the network on the way to other processors (tests).
+    """The HTTP API over `engine`. `workflows`: what can be started, by default all that is registered. `transport`
+    replaces the network on the way to other processors (tests).
 
     `app.state.gateway` is the `Gateway`; its `close` lets every waiting request go, before a stop.
     """
-    gateway = Gateway(engine, settings, workflows, Owners(engine, settings, transport))
+    gateway = Gateway(engine, settings, workflows or RegistryCatalog(), Owners(engine, settings, transport))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from agnt5.errors import InputError
-from agnt5_engine.gateway.body import RAW_BODY, json_body
+from agnt5_engine.gateway.body import RAW_BODY, read_body, require_json
 from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.hop import Hop
 from agnt5_engine.gateway.problems import ProblemError, invalid
@@ -21,17 +21,15 @@ LONGEST_NAME = 255  # of an idempotency key, a session or a user
 async def start_from_body(gateway: Gateway, request: Request, workflow: str) -> Started:
     """Start `workflow` with the request's body as input, here or at its owner. Raises ProblemError, Refused."""
     require_workflow(gateway, workflow)
-    value = await json_body(request, gateway.settings.max_payload_bytes)
-    if not isinstance(value, dict):
-        message = f"must be an object of the workflow's inputs, not {type(value).__name__}"
-        raise invalid([{"field": "body", "message": message}])
+    require_json(request)
+    body = await read_body(request, gateway.settings.max_payload_bytes) or b"{}"
     key = named_header(request, "idempotency-key")
     trigger: dict[str, Any] = {"kind": "http"}
     if key is not None:
         trigger["idempotency_key"] = key
     start = StartRequest(
         workflow=workflow,
-        input=bind(gateway, workflow, value),
+        input=bind(gateway, workflow, body),
         trigger=trigger,
         session_id=named_header(request, "x-session-id"),
         user_id=named_header(request, "x-user-id"),
@@ -68,14 +66,16 @@ def require_workflow(gateway: Gateway, workflow: str) -> None:
     raise ProblemError(404, "unknown-workflow", f"There is no workflow {workflow[:200]!r}.{hint}", near=near)
 
 
-def bind(gateway: Gateway, workflow: str, value: dict[str, Any], *, strict: bool = True) -> bytes:
+def bind(
+    gateway: Gateway, workflow: str, payload: bytes, *, strict: bool = True, envelope: bytes | None = None
+) -> bytes:
     """The input as the engine takes it. Raises ProblemError: 422 naming each field, 413 when it is too large."""
     try:
-        data = gateway.catalog.bind(workflow, value, strict=strict)
+        data = gateway.catalog.bind(workflow, payload, strict=strict, envelope=envelope)
     except InputError as error:
         raise invalid(
             [{"field": name or "body", "message": message} for name, message in error.fields.items()],
-            f"The input does not fit workflow {workflow!r}: {error}",
+            str(error),
         ) from None
     if len(data) > gateway.settings.max_payload_bytes:
         limit = gateway.settings.max_payload_bytes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic_core import to_json
 
 from agnt5.client.models import StartedRuns, Submitted
+from agnt5.types import Envelope
 from agnt5_engine.gateway.body import read_body
 from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.deliveries import Delivery, read_delivery
@@ -89,23 +91,17 @@ def wanted_starts(gateway: Gateway, source: str, delivery: Delivery) -> list[Sta
     names = dict.fromkeys(
         wanted.workflow for wanted in gateway.catalog.webhooks(source) if delivery.wanted_as(wanted.event)
     )
+    if not names:
+        return []
+    envelope = Envelope(key=delivery.id, timestamp=time.time_ns() // 1_000_000, value=delivery.body).to_json()
+    fields = to_json(delivery.fields)
     return [
         StartRequest(
             workflow=name,
-            input=bind(gateway, name, delivery.fields, strict=False),
+            input=bind(gateway, name, fields, strict=False, envelope=envelope),
             trigger=trigger,
             dedupe=f"webhook:{source}:{delivery.id}",
-            envelope=to_json(
-                {
-                    "topic": f"webhook.{source}",
-                    "partition": 0,
-                    "offset": 0,
-                    "key": delivery.id,
-                    "headers": {},
-                    "timestamp": None,
-                    "value": delivery.body,
-                }
-            ),
+            envelope=envelope,
         )
         for name in names
     ]
