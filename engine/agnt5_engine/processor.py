@@ -1,13 +1,15 @@
 """A processor: one member of the group, its partitions, its triggers. The composition root.
 
-Everything is wired here and nowhere else: the log, the membership over Faust, an `Owner` per journal partition, event triggers, and the
-`Engine` that HTTP and the command line see.
+Everything is wired here and nowhere else: the log, the membership over Faust, an `Owner` per journal partition, event
+triggers, and the `Engine` that HTTP and the command line see.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import structlog
@@ -17,7 +19,11 @@ from agnt5.client.models import Approval, DeadLetter, Event, Run
 from agnt5.client.models import Processor as ProcessorShape
 from agnt5.workflow import Workflow
 from agnt5_engine import topics
+from agnt5_engine.gateway.app import create_app
+from agnt5_engine.gateway.catalog import RegistryCatalog
+from agnt5_engine.gateway.serve import HttpServer
 from agnt5_engine.ingest import Ingest
+from agnt5_engine.logs import configure_logs
 from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
 from agnt5_engine.partition.steps import Slots
@@ -186,9 +192,9 @@ class Processor:
             self._failed(partition, e)
         finally:
             self._opening.pop(partition, None)
-            if partition in self._assigned and partition not in self._owners and not self._closing:
-                if not isinstance(self._stopped.get(partition), str):
-                    self._open_soon(partition, _REOPEN_SECONDS)
+            wanted = partition in self._assigned and partition not in self._owners and not self._closing
+            if wanted and partition not in self._stopped:
+                self._open_soon(partition, _REOPEN_SECONDS)
 
     def _failed(self, partition: int, error: BaseException) -> None:
         if isinstance(error, PartitionStopped):
@@ -240,7 +246,6 @@ class Processor:
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
         mine = frozenset(tp.partition for tp in partitions if tp.topic == self._journal)
         self._assigned -= mine
-        await self.ingest.revoked(partitions)
         await self._give_up(mine, save=True)
 
     async def _give_up(self, partitions: frozenset[int], *, save: bool) -> None:
@@ -371,3 +376,48 @@ class Processor:
     async def redrive(self, letter_id: str) -> list[str]:
         return await self.ingest.redrive(letter_id)
 
+
+async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bool = False) -> None:
+    """Load the modules, serve HTTP, join the group, and work until SIGTERM or SIGINT. With `leave`, the group forgets
+    this member on the way out. Raises what makes it impossible to go on."""
+    configure_logs(settings)
+    for module in modules:
+        registry.load(module)
+    slot = Slot(settings.data_dir)
+    server = HttpServer(settings)
+    try:
+        processor = Processor(settings, slot=slot, url=server.bind())
+        log.info("processor.starting", instance=processor.instance_id, slot=slot.number, broker=settings.broker)
+        await server.start(create_app(processor, settings, RegistryCatalog()))
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, stop.set)
+        try:
+            await _until(stop, processor)
+        finally:
+            await processor.close(leave=leave)
+            log.info("processor.stopped", instance=processor.instance_id)
+    finally:
+        await server.stop()
+        slot.release()
+
+
+async def _until(stop: asyncio.Event, processor: Processor) -> None:
+    """Work until asked to stop, or until the membership cannot go on; raises why."""
+    stopping = asyncio.ensure_future(stop.wait())
+    working = asyncio.ensure_future(_work(processor))
+    try:
+        await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (stopping, working):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _work(processor: Processor) -> None:
+    await processor.join()
+    await processor.membership.failed()

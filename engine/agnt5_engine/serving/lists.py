@@ -30,7 +30,8 @@ def _newest(run: Run) -> Position:
 
 
 def _stored(owner: Owner, before: Position | None) -> Iterator[Run]:
-    """Runs that are only in the table. Within one millisecond the table has them by ascending ID: they are turned round."""
+    """Runs that are only in the table. Within one millisecond the table has them by ascending ID: they are turned
+    round."""
     state = owner.state
     after = table.created_key(before[0] + 1, "") if before is not None else None
     same: list[Run] = []

@@ -80,8 +80,15 @@ def waiting_on(run: model.Run) -> list[Waiting]:
 
 def event_view(run_id: str, e: PublicEvent) -> Event:
     return Event(
-        seq=e.seq, time=at(e.time), type=e.type, run_id=run_id, entry=e.entry, name=e.name, attempt=e.attempt, data=e.data  # type: ignore[arg-type]
-    )  # fmt: skip
+        seq=e.seq,
+        time=at(e.time),
+        type=e.type,  # type: ignore[arg-type]
+        run_id=run_id,
+        entry=e.entry,
+        name=e.name,
+        attempt=e.attempt,
+        data=e.data,
+    )
 
 
 def approval_view(run: model.Run, path: str, p: model.Pending) -> Approval:

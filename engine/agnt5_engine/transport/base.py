@@ -183,6 +183,10 @@ class Membership(Protocol):
 
     async def start(self) -> None: ...
 
+    async def failed(self) -> None:
+        """Wait until this membership cannot go on, and raise why. Returns when it was stopped."""
+        ...
+
     async def stop(self, *, leave: bool) -> None:
         """Stop consuming. With `leave`, the group forgets this member at once; without, its place waits for it."""
         ...
