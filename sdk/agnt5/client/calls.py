@@ -1,0 +1,310 @@
+"""The client's operations without I/O: generators that say what to send and are told what came back.
+
+One driver per world (`sync.py`, `asynchronous.py`) runs them, so that `Client` and `AsyncClient` cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from agnt5.client.errors import ConflictError, UnavailableError, WaitTimeoutError, refusal
+from agnt5.client.models import Problem, Published, Run, RunStatus, Shape, Status, Submitted
+from agnt5.errors import RunError
+
+LONG_POLL = 25.0
+"""Seconds that one request may wait at the server; longer waits are several requests."""
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 2.0
+
+Result = TypeVar("Result")
+Shaped = TypeVar("Shaped", bound=Shape)
+
+
+class Call(NamedTuple):
+    """One request. `wait` is how long the server may take on purpose (s)."""
+
+    method: str
+    path: str
+    query: dict[str, str] = {}  # noqa: RUF012
+    headers: dict[str, str] = {}  # noqa: RUF012
+    body: bytes | None = None
+    wait: float = 0.0
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Lost(NamedTuple):
+    """There was no reply. `sent`: the request may have been carried out all the same."""
+
+    reason: str
+    sent: bool
+
+
+class Pause(NamedTuple):
+    seconds: float
+
+
+Step: TypeAlias = Call | Pause
+Told: TypeAlias = Reply | Lost | None
+Operation: TypeAlias = Generator[Step, Told, Result]
+
+
+class Answered(NamedTuple):
+    """A reply that is no error. `again`: an earlier attempt may have been carried out too."""
+
+    reply: Reply
+    again: bool
+
+
+class Outage:
+    """How long nobody has answered, and how long to wait before asking again."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._pause = _FIRST_PAUSE
+
+    def over(self) -> None:
+        self._since = None
+        self._pause = _FIRST_PAUSE
+
+    def next_pause(self, reason: str, asked: float | None = None) -> Pause:
+        """Raises UnavailableError when patience is exhausted."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        pause = self._pause if asked is None else min(asked, _LONGEST_PAUSE)
+        if now + pause - self._since > self._patience:
+            raise UnavailableError(f"{reason} (asked for {now - self._since:.1f} s)")
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        return Pause(pause)
+
+
+def ask(call: Call, patience: float) -> Operation[Answered]:
+    """Send until somebody answers. Raises ApiError for a refusal, UnavailableError when patience is exhausted."""
+    outage = Outage(patience)
+    again = False
+    while True:
+        told = yield call
+        if isinstance(told, Reply):
+            if told.status < 300:
+                return Answered(told, again)
+            after = retry_after(told)
+            if after is None:
+                error = refusal(problem_of(told))
+                if again:
+                    error.add_note("An earlier attempt got no answer, and may have been carried out.")
+                raise error
+            # A processor that passed the request on cannot know what became of it.
+            again = True
+            yield outage.next_pause(problem_of(told).detail, after)
+        else:
+            assert isinstance(told, Lost)
+            again = again or told.sent
+            yield outage.next_pause(told.reason)
+
+
+def retry_after(reply: Reply) -> float | None:
+    """Seconds after which to ask again, when the reply says that this helps."""
+    if reply.status != 503 or "retry-after" not in reply.headers:
+        return None
+    try:
+        return float(reply.headers["retry-after"])
+    except ValueError:
+        return 1.0
+
+
+def problem_of(reply: Reply) -> Problem:
+    """The problem document of a reply, also of one that came from something between us and the API."""
+    if reply.headers.get("content-type", "").startswith("application/problem+json"):
+        try:
+            return Problem.model_validate_json(reply.body)
+        except ValidationError:
+            pass
+    text = reply.body[:200].decode("utf-8", "replace").strip()
+    return Problem(title=f"HTTP {reply.status}", status=reply.status, detail=text or f"HTTP {reply.status}")
+
+
+# ------------------------------------------------------------------ starting and waiting
+
+
+def start_call(
+    kind: str,
+    workflow: Any,
+    input: Any,
+    session_id: str | None,
+    user_id: str | None,
+    idempotency_key: str | None,
+    wait: float | None = None,
+) -> Call:
+    """A request that starts a run. Without a key of the caller's it gets one of its own, so that sending it again after
+    an answer was lost starts nothing twice."""
+    headers = {"content-type": "application/json", "idempotency-key": idempotency_key or uuid.uuid4().hex}
+    if session_id is not None:
+        headers["x-session-id"] = session_id
+    if user_id is not None:
+        headers["x-user-id"] = user_id
+    name = workflow if isinstance(workflow, str) else getattr(workflow, "name", None)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"workflow must be a workflow or its name, not {workflow!r}")
+    query = {} if wait is None else {"timeout": f"{wait:.3f}"}
+    return Call(
+        "POST", f"/v1/workflows/{quote(name, safe='')}/{kind}", query, headers, encode_input(input), wait or 0.0
+    )
+
+
+def encode_input(input: Any) -> bytes:
+    """A workflow's input object as JSON. Raises TypeError for what is no object."""
+    if input is None:
+        return b"{}"
+    if not isinstance(input, (Mapping, BaseModel)) and not dataclasses.is_dataclass(input):
+        raise TypeError(
+            f"a workflow's input is an object of its parameters by name, such as {{'order_id': '7'}}, not {input!r}"
+        )
+    return encode(input)
+
+
+def encode(value: Any) -> bytes:
+    return to_json(value, inf_nan_mode="constants")  # the API refuses NaN, naming the field
+
+
+def run(
+    workflow: Any,
+    input: Any,
+    session_id: str | None,
+    user_id: str | None,
+    idempotency_key: str | None,
+    timeout: float | None,
+    patience: float,
+) -> Operation[Any]:
+    begun = time.monotonic()
+    first = LONG_POLL if timeout is None else min(timeout, LONG_POLL)
+    call = start_call("run", workflow, input, session_id, user_id, idempotency_key, first)
+    answered = yield from ask(call, patience)
+    if answered.reply.status == 202:
+        run_id = Submitted.model_validate_json(answered.reply.body).run_id
+        left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
+        ended = yield from wait(run_id, left, patience, timeout)
+    else:
+        ended = Run.model_validate_json(answered.reply.body)
+    if ended.status != "completed":
+        raise RunError(ended)
+    return ended.output
+
+
+def submit(
+    workflow: Any, input: Any, session_id: str | None, user_id: str | None, idempotency_key: str | None, patience: float
+) -> Operation[str]:
+    call = start_call("submit", workflow, input, session_id, user_id, idempotency_key)
+    answered = yield from ask(call, patience)
+    return Submitted.model_validate_json(answered.reply.body).run_id
+
+
+def wait(run_id: str, timeout: float | None, patience: float, told: float | None = None) -> Operation[Run]:
+    """The run once it has ended or is paused. `told`: the time-out to name in the error."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = LONG_POLL if deadline is None else min(LONG_POLL, max(0.0, deadline - time.monotonic()))
+        call = Call("GET", run_path(run_id), {"timeout": f"{left:.3f}"}, wait=left)
+        answered = yield from ask(call, patience)
+        found = Run.model_validate_json(answered.reply.body)
+        if found.ended or found.status == "paused":
+            return found
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(found, told if told is not None else timeout or 0.0)
+
+
+# ------------------------------------------------------------------ commands
+
+
+def answer(run_id: str, response: Any, entry: str | None, user_id: str | None, patience: float) -> Operation[Status]:
+    body = {"user_response": response} | ({} if entry is None else {"entry": entry})
+    headers = {"content-type": "application/json"} | ({} if user_id is None else {"x-user-id": user_id})
+    call = Call("POST", f"/v1/workflows/resume/{quote(run_id, safe='')}", {}, headers, encode(body))
+    try:
+        answered = yield from ask(call, patience)
+    except ConflictError as error:
+        # Ours, if an attempt whose answer was lost gave it.
+        if not hasattr(error, "__notes__") or (error.problem.model_extra or {}).get("answer", ...) != response:
+            raise
+        return (yield from status(run_id, patience))
+    return Status.model_validate_json(answered.reply.body)
+
+
+def signal(run_id: str, name: str, payload: Any, signal_id: str | None, patience: float) -> Operation[Status]:
+    body = encode({"payload": payload, "id": signal_id or uuid.uuid4().hex})
+    path = f"{run_path(run_id)}/signals/{quote(name, safe='')}"
+    answered = yield from ask(Call("POST", path, {}, {"content-type": "application/json"}, body), patience)
+    return Status.model_validate_json(answered.reply.body)
+
+
+def command(run_id: str, verb: str, query: dict[str, str], patience: float) -> Operation[Status]:
+    """Cancel or retry."""
+    try:
+        answered = yield from ask(Call("POST", f"{run_path(run_id)}/{verb}", query), patience)
+    except ConflictError as error:
+        if not hasattr(error, "__notes__"):
+            raise
+        return (yield from status(run_id, patience))
+    return Status.model_validate_json(answered.reply.body)
+
+
+def publish(topic: str, value: Any, key: str | None, event_id: str | None, patience: float) -> Operation[Published]:
+    body = {"event_name": topic, "payload": value, "event_id": event_id or uuid.uuid4().hex}
+    if key is not None:
+        body["key"] = key
+    call = Call("POST", "/v1/events", {}, {"content-type": "application/json"}, encode(body))
+    answered = yield from ask(call, patience)
+    return Published.model_validate_json(answered.reply.body)
+
+
+# ------------------------------------------------------------------ reading
+
+
+def run_path(run_id: str) -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}"
+
+
+def get(path: str, shape: type[Shaped], patience: float, **query: str | int | None) -> Operation[Shaped]:
+    """Read one shape."""
+    given = {name: str(value) for name, value in query.items() if value is not None}
+    answered = yield from ask(Call("GET", path, given), patience)
+    return shape.model_validate_json(answered.reply.body)
+
+
+def post(path: str, shape: type[Shaped], patience: float) -> Operation[Shaped]:
+    """A command without a body."""
+    answered = yield from ask(Call("POST", path), patience)
+    return shape.model_validate_json(answered.reply.body)
+
+
+def status(run_id: str, patience: float) -> Operation[Status]:
+    return (yield from get(f"/v1/status/{quote(run_id, safe='')}", Status, patience))
+
+
+def state(run_id: str, patience: float) -> Operation[dict[str, Any]]:
+    answered = yield from ask(Call("GET", f"{run_path(run_id)}/state"), patience)
+    found: dict[str, Any] = from_json(answered.reply.body)
+    return found
+
+
+def checked_status(value: str | None) -> str | None:
+    """Raises pydantic's ValidationError for what is no status of a run."""
+    return None if value is None else str(TypeAdapter(RunStatus).validate_python(value))
+
+
+def letter_path(letter_id: str) -> str:
+    return f"/v1/dead-letters/{quote(letter_id, safe='')}"

@@ -1,0 +1,156 @@
+"""The only module that knows the HTTP library: sends a `Call`, listens to a stream, in both worlds.
+
+Several addresses are tried in turn: the one that last answered first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+from httpx_sse import EventSource, SSEError
+
+from agnt5.client.calls import Call, Lost, Reply
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+SILENCE_SECONDS = 60.0
+"""A stream pings every 15 s; one that is silent for this long is dead."""
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class LostError(Exception):
+    """A stream could not be opened, or broke."""
+
+    def __init__(self, loss: Lost) -> None:
+        super().__init__(loss.reason)
+        self.loss = loss
+
+
+class Addresses:
+    """Where the API is, and which address to ask next."""
+
+    def __init__(self, url: str | Sequence[str]) -> None:
+        urls = [url] if isinstance(url, str) else list(url)
+        if not urls:
+            raise ValueError("give at least one url, such as http://127.0.0.1:8080")
+        for one in urls:
+            if not one.startswith(("http://", "https://")):
+                raise ValueError(f"url must begin with http:// or https://, not {one!r}")
+        self._urls = [one.rstrip("/") for one in urls]
+        # A proxy of the environment is for the world outside, not for a processor on this machine.
+        self.proxied = not any(urlsplit(one).hostname in _LOOPBACK for one in urls)
+
+    def url(self, call: Call) -> str:
+        return self._urls[0] + call.path
+
+    def lost(self, call: Call, error: Exception) -> Lost:
+        at = self._urls[0]
+        self._urls.append(self._urls.pop(0))
+        told = str(error) or type(error).__name__
+        return Lost(f"{call.method} {at}{call.path}: no answer: {told}", not isinstance(error, _UNSENT))
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"x-api-key": api_key}
+
+
+def _timeout(call: Call) -> httpx.Timeout:
+    return httpx.Timeout(ANSWER_SECONDS + call.wait, connect=CONNECT_SECONDS)
+
+
+_STREAM_TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, read=SILENCE_SECONDS)
+
+
+class SyncWire:
+    def __init__(self, url: str | Sequence[str], api_key: str | None, transport: httpx.BaseTransport | None) -> None:
+        self._addresses = Addresses(url)
+        self._http = httpx.Client(headers=_headers(api_key), transport=transport, trust_env=self._addresses.proxied)
+
+    def send(self, call: Call) -> Reply | Lost:
+        try:
+            got = self._http.request(
+                call.method,
+                self._addresses.url(call),
+                params=call.query or None,
+                headers=call.headers,
+                content=call.body,
+                timeout=_timeout(call),
+            )
+        except httpx.TransportError as error:
+            return self._addresses.lost(call, error)
+        return Reply(got.status_code, got.headers, got.content)
+
+    @contextmanager
+    def listen(self, call: Call) -> Iterator[tuple[Reply, Iterator[str]]]:
+        """Raises LostError when it cannot be opened, and from the events when it breaks."""
+        url = self._addresses.url(call)
+        try:
+            with self._http.stream(
+                call.method, url, params=call.query, headers=call.headers, content=call.body, timeout=_STREAM_TIMEOUT
+            ) as got:
+                body = b"" if got.status_code == 200 else got.read()
+                yield Reply(got.status_code, got.headers, body), self._events(call, got)
+        except httpx.TransportError as error:
+            raise LostError(self._addresses.lost(call, error)) from None
+
+    def _events(self, call: Call, got: httpx.Response) -> Iterator[str]:
+        try:
+            for event in EventSource(got).iter_sse():
+                yield event.data
+        except (httpx.TransportError, SSEError) as error:
+            raise LostError(self._addresses.lost(call, error)) from None
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncWire:
+    def __init__(
+        self, url: str | Sequence[str], api_key: str | None, transport: httpx.AsyncBaseTransport | None
+    ) -> None:
+        self._addresses = Addresses(url)
+        self._http = httpx.AsyncClient(
+            headers=_headers(api_key), transport=transport, trust_env=self._addresses.proxied
+        )
+
+    async def send(self, call: Call) -> Reply | Lost:
+        try:
+            got = await self._http.request(
+                call.method,
+                self._addresses.url(call),
+                params=call.query or None,
+                headers=call.headers,
+                content=call.body,
+                timeout=_timeout(call),
+            )
+        except httpx.TransportError as error:
+            return self._addresses.lost(call, error)
+        return Reply(got.status_code, got.headers, got.content)
+
+    @asynccontextmanager
+    async def listen(self, call: Call) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
+        """As SyncWire.listen."""
+        url = self._addresses.url(call)
+        try:
+            async with self._http.stream(
+                call.method, url, params=call.query, headers=call.headers, content=call.body, timeout=_STREAM_TIMEOUT
+            ) as got:
+                body = b"" if got.status_code == 200 else await got.aread()
+                yield Reply(got.status_code, got.headers, body), self._events(call, got)
+        except httpx.TransportError as error:
+            raise LostError(self._addresses.lost(call, error)) from None
+
+    async def _events(self, call: Call, got: httpx.Response) -> AsyncIterator[str]:
+        try:
+            async for event in EventSource(got).aiter_sse():
+                yield event.data
+        except (httpx.TransportError, SSEError) as error:
+            raise LostError(self._addresses.lost(call, error)) from None
+
+    async def close(self) -> None:
+        await self._http.aclose()
