@@ -15,6 +15,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from agnt5.batch import BatchError, BatchItemResult, BatchResult, BatchStats
+from agnt5.context import WorkflowContext
 from agnt5.errors import (
     Agnt5Error,
     ChildError,
@@ -33,25 +35,17 @@ from agnt5.policies import BackoffPolicy, RetryPolicy
 from agnt5.workflow import Workflow, workflow
 
 if TYPE_CHECKING:
-    from agnt5.batch import BatchItemResult, BatchResult, BatchStats
-    from agnt5.client import AsyncClient, Client, Run
-    from agnt5.context import WorkflowContext
+    from agnt5.client import AsyncClient, Client
+    from agnt5.client.models import Run
 
-# Brought in when first asked for: a workflow module need not pay for an HTTP client.
-_ELSEWHERE = {
-    "AsyncClient": "agnt5.client",
-    "BatchItemResult": "agnt5.batch",
-    "BatchResult": "agnt5.batch",
-    "BatchStats": "agnt5.batch",
-    "Client": "agnt5.client",
-    "Run": "agnt5.client",
-    "WorkflowContext": "agnt5.context",
-}
+# Brought in when first asked for: a workflow's module need not pay for an HTTP client.
+_ELSEWHERE = {"AsyncClient": "agnt5.client", "Client": "agnt5.client", "Run": "agnt5.client.models"}
 
 __all__ = [
     "Agnt5Error",
     "AsyncClient",
     "BackoffPolicy",
+    "BatchError",
     "BatchItemResult",
     "BatchResult",
     "BatchStats",
