@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from agnt5.batch import BatchError, BatchItemResult, BatchResult, BatchStats
+from agnt5.batch import BatchItemResult, BatchResult, BatchStats
 from agnt5.context import WorkflowContext
 from agnt5.errors import (
     Agnt5Error,
@@ -45,7 +45,6 @@ __all__ = [
     "Agnt5Error",
     "AsyncClient",
     "BackoffPolicy",
-    "BatchError",
     "BatchItemResult",
     "BatchResult",
     "BatchStats",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, cast, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 from typing_extensions import TypedDict
@@ -37,14 +37,17 @@ def check_input(workflow: Workflow[Any], payload: bytes, strict: bool, envelope:
 
 def parse_object(payload: bytes, strict: bool, target: str | None = None, *, lenient: bool = False) -> dict[str, Any]:
     """A JSON object out of untrusted bytes. Raises InputError. `lenient`: whatever is not one counts as empty."""
+    too_deep = f"is nested more than {MAX_DEPTH} deep"
     try:
         given = from_json(payload)  # NaN and Infinity are refused below, where the field is known
     except ValueError as error:
         if lenient:
             return {}
+        if "recursion limit" in str(error):
+            raise InputError(too_deep, target) from None
         raise InputError(f"is not JSON: {error}" if payload else "is empty; send a JSON object", target) from None
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _deeper(given, MAX_DEPTH):
-        raise InputError(f"is nested more than {MAX_DEPTH} deep", target)
+        raise InputError(too_deep, target)
     if not isinstance(given, dict):
         if lenient:
             return {}
@@ -129,7 +132,14 @@ class Binder:
         key = (extra, from_envelope)
         found = self._adapters.get(key)
         if found is None:
-            found = self._adapters[key] = TypeAdapter(self._shape(extra, from_envelope))
+            shape = self._shape(extra, from_envelope)
+            try:
+                found = TypeAdapter(shape)
+            except PydanticUserError:
+                for name in self.names:
+                    self._check(name)
+                raise
+            self._adapters[key] = found
         return found
 
     def _shape(self, extra: Literal["forbid", "ignore", "allow"], from_envelope: bool) -> Any:
@@ -145,14 +155,15 @@ class Binder:
         return shape
 
     def _annotation(self, name: str) -> Any:
-        try:
-            annotation = self._declaration.annotation(name)
-            adapter(annotation)  # alone, so that an error names the parameter
-        except DefinitionError as error:
-            if str(error).startswith(self._declaration.place):
-                raise
-            raise DefinitionError(f"{self._declaration.place}: parameter {name!r} of {self.target}: {error}") from None
+        annotation = self._declaration.annotation(name)
         return Any if name == "event" and annotation is Envelope else annotation
+
+    def _check(self, name: str) -> None:
+        """Raises DefinitionError that names the parameter when its annotation is what cannot be used."""
+        try:
+            adapter(self._annotation(name))
+        except DefinitionError as error:
+            raise DefinitionError(f"{self._declaration.place}: parameter {name!r} of {self.target}: {error}") from None
 
     def _takes_any_event(self) -> bool:
         return self._declaration.annotation("event") in (Any, object, Envelope)

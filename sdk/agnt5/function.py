@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextvars import ContextVar
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, cast, overload
+from typing import Any, Generic, Protocol, cast, overload
 from weakref import WeakKeyDictionary
 
 from pydantic_core import from_json, to_json
@@ -20,7 +20,6 @@ from agnt5.policies import BackoffPolicy, RetryPolicy, StepOptions
 from agnt5.signature import EMPTY, Declaration, enclosing_names, place
 from agnt5.threads import run_in_thread
 
-P = ParamSpec("P")
 R = TypeVar("R", default=Any)
 
 
@@ -60,6 +59,8 @@ class Function(Generic[R]):
     `policy` holds its StepOptions; `options(...)` gives the same function with other ones. `ask_options` is None, or
     the JSON of options that are not those it is registered with."""
 
+    __name__: str
+    __qualname__: str
     __slots__ = (
         "__dict__",
         "__weakref__",
@@ -307,11 +308,9 @@ _plain_functions: WeakKeyDictionary[Any, Function[Any]] = WeakKeyDictionary()
 
 
 @overload
-def function(fn: Callable[Concatenate[FunctionContext, P], Coroutine[Any, Any, R]], /) -> Function[R]: ...
+def function(fn: Callable[..., Coroutine[Any, Any, R]], /) -> Function[R]: ...
 @overload
-def function(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Function[R]: ...
-@overload
-def function(fn: Callable[P, R], /) -> Function[R]: ...
+def function(fn: Callable[..., R], /) -> Function[R]: ...
 @overload
 def function(
     *,

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -19,7 +19,6 @@ from agnt5.function import Function
 from agnt5.signature import Declaration, enclosing_names, place
 from agnt5.types import CronTrigger, EventTrigger, EveryTrigger, TriggerSpec, WebhookTrigger
 
-P = ParamSpec("P")
 R = TypeVar("R", default=Any)
 C = TypeVar("C")
 
@@ -42,6 +41,8 @@ class Workflow(Generic[R]):
     `timeout_ms`: how long a run may take in all, or None. `retries`: how often a failed run goes on again from what
     failed. `child`: how it runs as a child (`options`)."""
 
+    __name__: str
+    __qualname__: str
     __slots__ = (
         "__dict__",
         "__weakref__",
@@ -198,11 +199,11 @@ class Workflow(Generic[R]):
 
 
 class _Decorator(Protocol):
-    def __call__(self, fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, C]], /) -> Workflow[C]: ...
+    def __call__(self, fn: Callable[..., Coroutine[Any, Any, C]], /) -> Workflow[C]: ...
 
 
 @overload
-def workflow(fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, C]], /) -> Workflow[C]: ...
+def workflow(fn: Callable[..., Coroutine[Any, Any, C]], /) -> Workflow[C]: ...
 @overload
 def workflow(
     *,

@@ -32,7 +32,7 @@ class Level(IntEnum):
 
 class Item(BaseModel):
     sku: str
-    quantity: int = Field(1, alias="qty")
+    quantity: int = Field(default=1, alias="qty")
     price: Decimal = Decimal(0)
     note: str | None = None
 
