@@ -59,6 +59,11 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"x-api-key": api_key}
 
 
+def _encoded(call: Call) -> dict[bytes, bytes]:
+    # As UTF-8: a session or a user may have any name.
+    return {name.encode(): value.encode() for name, value in call.headers.items()}
+
+
 def _timeout(call: Call) -> httpx.Timeout:
     return httpx.Timeout(ANSWER_SECONDS + call.wait, connect=CONNECT_SECONDS)
 
@@ -77,7 +82,7 @@ class SyncWire:
                 call.method,
                 self._addresses.url(call),
                 params=call.query or None,
-                headers=call.headers,
+                headers=_encoded(call),
                 content=call.body,
                 timeout=_timeout(call),
             )
@@ -91,7 +96,7 @@ class SyncWire:
         url = self._addresses.url(call)
         try:
             with self._http.stream(
-                call.method, url, params=call.query, headers=call.headers, content=call.body, timeout=_STREAM_TIMEOUT
+                call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else got.read()
                 yield Reply(got.status_code, got.headers, body), self._events(call, got)
@@ -124,7 +129,7 @@ class AsyncWire:
                 call.method,
                 self._addresses.url(call),
                 params=call.query or None,
-                headers=call.headers,
+                headers=_encoded(call),
                 content=call.body,
                 timeout=_timeout(call),
             )
@@ -138,7 +143,7 @@ class AsyncWire:
         url = self._addresses.url(call)
         try:
             async with self._http.stream(
-                call.method, url, params=call.query, headers=call.headers, content=call.body, timeout=_STREAM_TIMEOUT
+                call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else await got.aread()
                 yield Reply(got.status_code, got.headers, body), self._events(call, got)

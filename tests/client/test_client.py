@@ -1,0 +1,231 @@
+"""What a program that uses the client can rely on, whichever engine is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel
+
+from agnt5 import AsyncClient, Client
+from agnt5.client import ConflictError, InvalidError, NotFoundError, RunError, UnavailableError, WaitTimeoutError
+from agnt5.client.models import Event, Run
+from client.backends import Backend
+from client.conftest import Caller
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def asked(client: Caller, run_id: str) -> None:
+    """Wait until the run has asked its question."""
+    async with asyncio.timeout(20):
+        while (await client.get_run(run_id)).status != "awaiting_user_input":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Order:
+    number: int
+
+
+class OrderModel(BaseModel):
+    number: int
+
+
+@pytest.mark.parametrize("input", [{"number": 4}, Order(4), OrderModel(number=4)])
+async def test_run_returns_the_output(client: Caller, input: object) -> None:
+    assert await client.run("double", input) == 8
+
+
+async def test_a_run_that_fails_raises_with_the_run(client: Caller) -> None:
+    with pytest.raises(RunError, match="ValueError: card declined") as caught:
+        await client.run("fails")
+    assert caught.value.run.status == "failed"
+    assert caught.value.run.error is not None
+    assert caught.value.run.error.type == "ValueError"
+
+
+async def test_input_that_does_not_bind_names_the_field(client: Caller) -> None:
+    with pytest.raises(InvalidError) as caught:
+        await client.run("double", {"number": "many"})
+    assert list(caught.value.fields) == ["number"]
+    with pytest.raises(InvalidError):
+        await client.run("double", {"number": float("nan")})
+    with pytest.raises(TypeError, match="by name"):
+        await client.run("double", 4)
+
+
+async def test_an_unknown_workflow_or_run_is_a_lookup_error(client: Caller) -> None:
+    with pytest.raises(NotFoundError, match="double") as caught:
+        await client.submit("doubel", {"number": 1})
+    assert caught.value.problem.model_extra == {"near": ["double"]}
+    for method in ("get_run", "wait", "cancel", "history", "state"):
+        with pytest.raises(LookupError):
+            await getattr(client, method)("no.such.run")
+
+
+async def test_submit_then_wait(client: Caller) -> None:
+    run_id = await client.submit("double", {"number": 3}, session_id="sitzung ü", user_id="ada")
+    run: Run = await client.wait(run_id, timeout=20)
+    assert (run.output, run.session_id, run.user_id) == (6, "sitzung ü", "ada")
+    assert run.finished_at is not None
+    assert run.finished_at >= run.created_at
+
+
+async def test_the_same_key_is_the_same_run_and_with_other_input_a_conflict(client: Caller) -> None:
+    key = uuid4().hex
+    first = await client.submit("double", {"number": 3}, idempotency_key=key)
+    assert await client.submit("double", {"number": 3}, idempotency_key=key) == first
+    assert await client.run("double", {"number": 3}, idempotency_key=key) == 6
+    with pytest.raises(ConflictError):
+        await client.run("double", {"number": 4}, idempotency_key=key)
+
+
+async def test_a_time_out_hands_over_the_run_which_goes_on(client: Caller) -> None:
+    with pytest.raises(WaitTimeoutError, match=r"after 0\.2 s") as caught:
+        await client.run("signalled", timeout=0.2)
+    assert isinstance(caught.value, (RunError, TimeoutError))
+    run_id = caught.value.run.run_id
+    with pytest.raises(WaitTimeoutError):
+        await client.wait(run_id, timeout=0)
+    await client.signal(run_id, "go", 1)
+    await client.signal(run_id, "go", {"two": 2})
+    assert (await client.wait(run_id, timeout=20)).output == [1, {"two": 2}]
+
+
+async def test_an_answer_resumes_a_run_and_is_checked(client: Caller) -> None:
+    run_id = await client.submit("approval_workflow", {"order_id": "7"})
+    await asked(client, run_id)
+    assert [one.question for one in (await client.approvals()).items if one.run_id == run_id] == ["Approve 7?"]
+    with pytest.raises(InvalidError) as invalid:
+        await client.answer(run_id, "maybe")
+    assert invalid.value.problem.model_extra == {"options": ["approve", "reject"]}
+    await client.answer(run_id, "approve", user_id="ada")
+    assert (await client.wait(run_id, timeout=20)).output == {"decision": "approve"}
+    with pytest.raises(ConflictError):
+        await client.answer(run_id, "reject")
+
+
+async def test_a_signal_id_counts_once(client: Caller) -> None:
+    run_id = await client.submit("signalled")
+    for _ in range(3):
+        await client.signal(run_id, "go", 1, id="first")
+    assert (await client.get_run(run_id)).status == "running"
+    await client.signal(run_id, "go", 2, id="second")
+    assert (await client.wait(run_id, timeout=20)).output == [1, 2]
+
+
+async def test_cancel_ends_a_run_once(client: Caller) -> None:
+    run_id = await client.submit("signalled")
+    await client.cancel(run_id)
+    assert (await client.wait(run_id, timeout=20)).status == "cancelled"
+    with pytest.raises(ConflictError):
+        await client.cancel(run_id)
+
+
+async def test_a_failed_run_can_go_on_again(client: Caller) -> None:
+    run_id = await client.submit("fails")
+    assert (await client.wait(run_id, timeout=20)).status == "failed"
+    await client.retry(run_id)
+    assert (await client.wait(run_id, timeout=20)).status == "failed"
+    types = [event.type for event in await client.history(run_id)]
+    assert types.count("workflow.step.failed") == 2
+
+
+async def test_list_runs_pages_through_one_session(client: Caller) -> None:
+    session = uuid4().hex
+    ids = [await client.submit("nothing", session_id=session) for _ in range(5)]
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = await client.list_runs(session_id=session, limit=2, cursor=cursor)
+        found += [run.run_id for run in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == ids[::-1]
+    with pytest.raises(InvalidError):
+        await client.list_runs(status="sleeping")
+
+
+async def test_an_event_starts_one_run_for_its_id(client: Caller) -> None:
+    user, event_id = uuid4().hex, uuid4().hex
+    for _ in range(2):
+        landed = await client.publish("user.signed_up", {"user_id": user}, key=user, event_id=event_id)
+        assert landed.topic == "user.signed_up"
+    async with asyncio.timeout(20):
+        while True:
+            runs = (await client.list_runs(workflow="welcome", limit=1000)).items
+            if [run for run in runs if run.input == {"user_id": user}]:
+                break
+            await asyncio.sleep(0.05)
+    assert len([run for run in runs if run.input == {"user_id": user}]) == 1
+
+
+async def test_stream_starts_a_run_and_brings_its_events(client: Caller) -> None:
+    events: list[Event] = []
+    await client.stream(events.append, "double", {"number": 1})
+    assert [event.type for event in events] == [
+        "run.started",
+        "workflow.step.started",
+        "workflow.step.completed",
+        "run.completed",
+    ]
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    again: list[Event] = []
+    await client.stream(again.append, events[0].run_id, after=events[1].seq)
+    assert again == events[2:]
+    assert await client.history(events[0].run_id) == events
+
+
+async def test_streaming_what_there_is_not_raises(client: Caller) -> None:
+    with pytest.raises(NotFoundError):
+        await client.stream(print, "no.such.run")
+    with pytest.raises(NotFoundError):
+        await client.stream(print, "no_such_workflow", {})
+
+
+async def test_whoever_waits_for_a_run_whose_owner_is_killed_gets_the_result(client: Caller, backend: Backend) -> None:
+    key = uuid4().hex
+    running = asyncio.create_task(client.run("signalled", idempotency_key=key))
+    await asyncio.sleep(0.2)
+    run_id = await client.submit("signalled", idempotency_key=key)
+    events: list[Event] = []
+    streaming = asyncio.create_task(client.stream(events.append, run_id))
+    await until(lambda: bool(events))
+    await asyncio.to_thread(backend.shake, run_id)
+    async with AsyncClient(backend.urls) as survivor:
+        await survivor.signal(run_id, "go", 1)
+        await survivor.signal(run_id, "go", 2)
+        assert (await survivor.wait(run_id, timeout=20)).output == [1, 2]
+    assert await running == [1, 2]
+    await streaming
+    history = [event.seq for event in events if event.type not in ("log", "progress.update")]
+    assert history == sorted(set(history))
+    assert events[-1].type == "run.completed"
+
+
+async def test_nobody_there_is_an_error_that_says_where_it_asked() -> None:
+    with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:9"):
+        await AsyncClient("http://127.0.0.1:9", patience=0.3).get_run("a")
+    with Client("http://127.0.0.1:9", patience=0) as client, pytest.raises(ConnectionError):
+        client.publish("t", {})
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(cls: type) -> dict[str, list[str]]:
+        return {
+            name: [str(parameter) for parameter in inspect.signature(method).parameters.values()]
+            for name, method in inspect.getmembers(cls, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert methods(Client) == methods(AsyncClient)
