@@ -1,0 +1,155 @@
+"""A broker that dies, freezes or is not there yet costs time, never records or their order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+
+from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
+from agnt5_engine.transport.kafka import KafkaLog
+from agnt5_engine.transport.kafka import wire as wire_module
+from tests.kafka.real_log import everything, made, plain, spec
+
+
+class Writer:
+    """Appends numbers, one at a time and without pause, and remembers where each was said to have landed."""
+
+    def __init__(self, log: KafkaLog, target: TopicPartition) -> None:
+        self.acked: dict[int, int] = {}
+        self._task = asyncio.create_task(self._write(log, target))
+
+    async def _write(self, log: KafkaLog, target: TopicPartition) -> None:
+        for n in itertools.count():
+            ack = await log.append(target, [Message(None, b"%d" % n)])
+            self.acked[n] = ack.offset
+
+    async def more(self, count: int = 50) -> None:
+        """Wait until that many further appends were acknowledged."""
+        goal = len(self.acked) + count
+        while len(self.acked) < goal:
+            if self._task.done():
+                self._task.result()
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def check(log: KafkaLog, target: TopicPartition, writer: Writer) -> None:
+    """Every number once, in order, where its ack said."""
+    records = await everything(log, target)
+    values = [int(record.value or b"") for record in records]
+    assert values == list(range(len(values)))
+    assert len(values) in (len(writer.acked), len(writer.acked) + 1)  # the last may have landed unacknowledged
+    assert all(records[offset].offset == offset and values[offset] == n for n, offset in writer.acked.items())
+
+
+async def test_appends_survive_the_death_of_the_broker_without_loss_or_reorder(own_kafka: Any, fresh: Any) -> None:
+    log = KafkaLog(plain(own_kafka.bootstrap))
+    targets = [TopicPartition((await made(log, fresh("t"), 3)).topic, p) for p in range(3)]
+    writers = [Writer(log, target) for target in targets]
+    for _ in range(2):
+        await asyncio.gather(*(writer.more() for writer in writers))
+        await asyncio.to_thread(own_kafka.kill)
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(own_kafka.start, tied=True)
+    await asyncio.gather(*(writer.more() for writer in writers))
+    for target, writer in zip(targets, writers, strict=True):
+        await writer.stop()
+        await check(log, target, writer)
+    await log.close()
+
+
+async def test_a_frozen_broker_is_asked_again_and_takes_each_record_once(
+    own_kafka: Any, fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "REQUEST_TIMEOUT_MS", 1_000)
+    log = KafkaLog(plain(own_kafka.bootstrap))
+    target = await made(log, fresh("t"))
+    writer = Writer(log, target)
+    await writer.more()
+    own_kafka.pause()
+    await asyncio.sleep(3.5)  # several requests time out meanwhile; all of them wait in the broker's socket
+    before = len(writer.acked)
+    assert log.wire.away_for is not None
+    own_kafka.resume()
+    await writer.more()
+    assert before > 0
+    assert log.wire.away_for is None
+    await writer.stop()
+    await check(log, target, writer)
+    await log.close()
+
+
+async def test_an_append_without_an_answer_is_given_up_at_its_deadline_and_the_next_ones_go_on(
+    own_kafka: Any, fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "REQUEST_TIMEOUT_MS", 500)
+    log = KafkaLog(plain(own_kafka.bootstrap), delivery_timeout=1.0)
+    target = await made(log, fresh("t"))
+    await log.append(target, [Message(None, b"0")])
+    own_kafka.pause()
+    late = asyncio.create_task(log.append(target, [Message(None, b"unknown")]))
+    with pytest.raises(RetriableError, match="unknown whether the append landed"):
+        await late
+    own_kafka.resume()
+    for n in range(1, 4):
+        await log.append(target, [Message(None, b"%d" % n)])
+    values = [record.value for record in await everything(log, target)]
+    assert [value for value in values if value != b"unknown"] == [b"0", b"1", b"2", b"3"]
+    await log.close()
+
+
+async def test_checkpoints_survive_the_death_of_the_broker(own_kafka: Any, fresh: Any) -> None:
+    log = KafkaLog(plain(own_kafka.bootstrap))
+    journal, changelog = TopicPartition(fresh("j"), 0), TopicPartition(fresh("c"), 0)
+    await log.create([spec(journal.topic), spec(changelog.topic)], 1)
+    name, group = fresh("id"), fresh("g")
+    checkpointer = log.checkpointer(name, group, changelog)
+    await checkpointer.open()
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        while True:
+            await checkpointer.write([Message(b"n", b"%d" % written)] * 5, journal, written + 1)
+            written += 1
+
+    task = asyncio.create_task(write())
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(own_kafka.kill)
+    await asyncio.to_thread(own_kafka.start, tied=True)
+    seen = written
+    while written < seen + 5:
+        assert not task.done()
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    await checkpointer.write([Message(b"last", b"x")], journal, 10**6)
+    await log.checkpointer(name, group, changelog).open()
+    values = [int(r.value or b"") for r in await everything(log, changelog) if r.key == b"n"]
+    assert values in ([n for n in range(count) for _ in range(5)] for count in (written, written + 1))
+    assert await log.committed(group, journal) == 10**6
+    await log.close()
+
+
+async def test_a_broker_that_is_not_there_yet_is_waited_for(own_kafka: Any, fresh: Any) -> None:
+    log = KafkaLog(plain(own_kafka.bootstrap))
+    target = await made(log, fresh("t"))
+    await log.close()
+    await asyncio.to_thread(own_kafka.stop)
+    waiting = KafkaLog(plain(own_kafka.bootstrap))
+    appended = asyncio.create_task(waiting.append(target, [Message(b"k", b"v")]))
+    asked = asyncio.create_task(waiting.bounds(target))
+    await asyncio.sleep(1.5)
+    assert not appended.done()
+    assert not asked.done()
+    assert (waiting.wire.away_for or 0) > 0
+    await asyncio.to_thread(own_kafka.start, tied=True)
+    assert (await appended).offset == 0
+    assert (await asked)[0] == 0
+    await waiting.close()
