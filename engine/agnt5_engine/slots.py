@@ -1,7 +1,7 @@
 """Which of several processors on one machine this one is: the first free slot of the data directory.
 
-A slot gives a stable name to the group (static membership) and a folder to the tables, so a processor that is restarted has both
-back. It is held by a file lock, which the operating system lets go of however the process ends.
+A slot gives a stable name to the group (static membership) and a folder to the tables, so a processor that is
+restarted has both back. It is held by a file lock, which the operating system lets go of however the process ends.
 """
 
 from __future__ import annotations

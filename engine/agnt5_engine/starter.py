@@ -1,4 +1,4 @@
-"""Turns requests into durable RunRequested records: through the owner's own appender where it is here, else by the log."""
+"""Turns requests into durable RunRequested records: through the owner's appender where it is here."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ async def ensure(log: Log, settings: Settings) -> dict[str, TopicInfo]:
         if not settings.create_topics:
             names = ", ".join(s.name for s in missing)
             raise BadTopicError(
-                f"these topics do not exist and AGNT5_CREATE_TOPICS is 0: {names}. `agnt5 topics plan` prints how to make them"
+                f"these topics do not exist and AGNT5_CREATE_TOPICS is 0: {names}. "
+                "`agnt5 topics plan` prints how to make them"
             )
         await log.create(missing, settings.replication or 3)
         found = await log.topics([s.name for s in wanted])
@@ -52,8 +53,8 @@ def contradictions(spec: TopicSpec, info: TopicInfo) -> list[str]:
     faults = []
     if info.partitions != spec.partitions:
         faults.append(
-            f"topic {spec.name} has {info.partitions} partitions, AGNT5_PARTITIONS is {spec.partitions}: runs would be looked for "
-            f"in the wrong place. Set AGNT5_PARTITIONS={info.partitions}"
+            f"topic {spec.name} has {info.partitions} partitions, AGNT5_PARTITIONS is {spec.partitions}: runs would be "
+            f"looked for in the wrong place. Set AGNT5_PARTITIONS={info.partitions}"
         )
     policy = info.config.get("cleanup.policy")
     if spec.cleanup == "delete" and policy is not None and "compact" in policy:
@@ -75,7 +76,7 @@ def contradictions(spec: TopicSpec, info: TopicInfo) -> list[str]:
     keep = info.config.get("retention.ms")
     if spec.log_append_time and keep is not None and 0 <= int(keep) < 3_600_000:
         faults.append(
-            f"topic {spec.name} keeps records for only {int(keep) / 1000:.0f} s (retention.ms): less than a checkpoint may be old. "
-            f"Set retention.ms={spec.retention_ms}"
+            f"topic {spec.name} keeps records for only {int(keep) / 1000:.0f} s (retention.ms): less than a checkpoint "
+            f"may be old. Set retention.ms={spec.retention_ms}"
         )
     return faults

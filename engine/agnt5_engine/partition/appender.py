@@ -1,7 +1,8 @@
-"""One partition's way into its journal: what is appended in one turn of the loop goes as one batch, one batch in flight.
+"""One partition's way into its journal: what is appended in one turn of the loop goes as one batch, one batch in
+flight.
 
-While a batch is on its way the next one fills, so throughput follows the load and latency stays one round trip. Nothing is
-given up: a batch whose fate is unknown is sent again, and applying tells the second copy from the first.
+While a batch is on its way the next one fills, so throughput follows the load and latency stays one round trip.
+Nothing is given up: a batch whose fate is unknown is sent again, and applying tells the second copy from the first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checkpoints of one partition: every interval, or sooner when much has changed.
 
-One fenced transaction holds the changed rows, the marker with the applied journal offset, and the group's offset; then one write
-batch brings the local table to the same point. A transaction whose fate is unknown is written again, same rows: it says the
-same thing twice.
+One fenced transaction holds the changed rows, the marker with the applied journal offset, and the group's offset;
+then one write batch brings the local table to the same point. A transaction whose fate is unknown is written again,
+same rows: it says the same thing twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who waits for what happens in a partition: command verdicts, run ends, followed histories. Nothing here is recorded."""
+"""Who waits for what happens in a partition: verdicts, run ends, followed histories. Nothing here is recorded."""
 
 from __future__ import annotations
 

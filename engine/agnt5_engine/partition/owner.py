@@ -1,7 +1,7 @@
 """One owned partition: applies its journal, does what that asks for, and checkpoints.
 
-The shell around `runs/`. All of it runs on one event loop, and applying is synchronous, so a checkpoint always sees the state between
-two records.
+The shell around `runs/`. All of it runs on one event loop, and applying is synchronous, so a checkpoint always sees
+the state between two records.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Owner:
         return self.state.applied + 1
 
     async def _catch_up(self, end: int) -> int:
-        """Apply the journal up to our own claim. Only in-place calls are acted on before that: rows do not hold them."""
+        """Apply the journal up to our own claim. Of the effects only in-place calls are kept: rows do not hold them."""
         state, kept, count = self.state, list[Effect](), 0
         while state.applied + 1 < end:
             try:
@@ -198,7 +198,8 @@ class Owner:
             apply(self.state, offset, time, record)
 
     def _acked(self, ack: Ack, batch: list[Outgoing]) -> None:
-        """Our own records are durable: apply those that are next, keep the others until the log has brought what is between."""
+        """Our own records are durable: apply those that are next, keep the others until the log has brought what is
+        between."""
         if self.closed:
             return
         state, offset = self.state, ack.offset

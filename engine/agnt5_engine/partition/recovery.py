@@ -1,7 +1,8 @@
 """Taking a partition over: fence, restore the table, claim, and apply the journal to its end.
 
-The changelog's marker says up to which journal offset C its rows count. The journal from C + 1 on is the write-ahead log of
-everything since. Where either is gone, the partition stops with an error that says what to do; nothing is skipped.
+The changelog's marker says up to which journal offset C its rows count. The journal from C + 1 on is the write-ahead
+log of everything since. Where either is gone, the partition stops with an error that says what to do; nothing is
+skipped.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableErr
 
 log = structlog.get_logger()
 
-#: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped tombstones
-#: that it never saw (`delete.retention.ms` is 24 h by default).
+#: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped
+#: tombstones that it never saw (`delete.retention.ms` is 24 h by default).
 _STALE_SECONDS = 12 * 3600
 _WRITE_ROWS = 5000
 
@@ -110,14 +111,15 @@ async def check_journal(place: Place, marker: MarkerRow | None) -> None:
         )
     if start > applied + 1:
         raise PartitionStopped(
-            f"partition {p}: the journal {place.journal.topic} begins at offset {start}, but offsets from {applied + 1} on "
-            "have not been applied: they were deleted (retention too short?). Runs may be lost. Restore the topic, or accept "
-            "the loss by deleting the partition's changelog and journal together"
+            f"partition {p}: the journal {place.journal.topic} begins at offset {start}, but offsets from "
+            f"{applied + 1} on have not been applied: they were deleted (retention too short?). Runs may be lost. "
+            "Restore the topic, or accept the loss by deleting the partition's changelog and journal together"
         )
     if end < applied + 1:
         raise PartitionStopped(
-            f"partition {p}: the journal {place.journal.topic} ends at offset {end}, but the state covers {applied}: records "
-            "were lost (unclean leader election, or a recreated topic?). Restore the topic, or delete its changelog too"
+            f"partition {p}: the journal {place.journal.topic} ends at offset {end}, but the state covers {applied}: "
+            "records were lost (unclean leader election, or a recreated topic?). Restore the topic, or delete its "
+            "changelog too"
         )
 
 

@@ -1,6 +1,7 @@
 """The local RocksDB table of one partition: a cache of the changelog, never the truth (invariant 14).
 
-What it holds is as of one checkpoint. Its own marker says which changelog offset it covers, of which cluster, written when.
+What it holds is as of one checkpoint. Its own marker says which changelog offset it covers, of which cluster, written
+when.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Records to bytes and back: Avro single-object encoding, one schema file per kind and version.
 
 A value is `C3 01`, the CRC-64-AVRO fingerprint of its schema (little endian) and the Avro body (Avro 1.11
-specification, "Single-object encoding"), so any reader that has `schemas/` can read it without a registry. Bytes of every
-version ever released are read into today's NamedTuple of the kind; bytes are written with the newest version.
+specification, "Single-object encoding"), so any reader that has `schemas/` can read it without a registry. Bytes of
+every version ever released are read into today's NamedTuple of the kind; bytes are written with the newest version.
 """
 
 from __future__ import annotations

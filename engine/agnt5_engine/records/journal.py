@@ -1,7 +1,7 @@
 """The records of the journal: commands to runs, and what came of their steps.
 
-Frozen, typed, without behaviour. `avro.py` is the one place that turns them into bytes and back; the field names are those
-of `schemas/<Kind>.<version>.avsc`. Times are milliseconds since the Unix epoch, payloads are JSON bytes.
+Frozen, typed, without behaviour. `avro.py` is the one place that turns them into bytes and back; the field names are
+those of `schemas/<Kind>.<version>.avsc`. Times are milliseconds since the Unix epoch, payloads are JSON bytes.
 
 Owners' records carry `claim`: the journal offset of the OwnerClaimed they were written under. Records written by
 gateways and worker pools carry none and are judged by their IDs and attempts alone.
@@ -82,6 +82,16 @@ class UserStateAsked(NamedTuple):
     op: str
     changes: bytes
     version: int | None
+
+
+class ScheduleBegun(NamedTuple):
+    """A time table was seen for the first time: its due times count from this record's time on. `schedule` is its
+    routing key."""
+
+    schedule: str
+    workflow: str
+    spec: str
+    claim: int
 
 
 # ------------------------------------------------------------------ results
@@ -207,7 +217,9 @@ class Delivered(NamedTuple):
     claim: int
 
 
-Command: TypeAlias = RunRequested | UserResponded | SignalSent | CancelRequested | RetryRequested | UserStateAsked
+Command: TypeAlias = (
+    RunRequested | UserResponded | SignalSent | CancelRequested | RetryRequested | UserStateAsked | ScheduleBegun
+)
 Result: TypeAlias = (
     StepSucceeded
     | StepFailed

@@ -1,8 +1,8 @@
 """Names and where they lead: run IDs, routing keys, partitions.
 
-The routing key of a run is its ID up to the first dot, so whoever holds a run ID knows its partition. A session's runs and a
-run's children share a routing key. Partitions are those of Kafka's default partitioner (murmur2, KIP-480), so a plain Java or
-aiokafka producer that sends a command with the routing key as record key reaches the owner.
+The routing key of a run is its ID up to the first dot, so whoever holds a run ID knows its partition. A session's
+runs and a run's children share a routing key. Partitions are those of Kafka's default partitioner (murmur2, KIP-480),
+so a plain Java or aiokafka producer that sends a command with the routing key as record key reaches the owner.
 """
 
 from __future__ import annotations

@@ -168,6 +168,17 @@ class EarlyCancelRow(NamedTuple):
     time: int
 
 
+class ScheduleRow(NamedTuple):
+    """How far a time table has come. Times are ms."""
+
+    key: str
+    workflow: str
+    spec: str
+    due: int  # the last due time that started a run, or when the table was first seen
+    run_id: str | None  # the run it started
+    backlog: int  # due times up to here were missed together, and are being made up for
+
+
 class MarkerRow(NamedTuple):
     """What a checkpoint covers. `applied` is the last journal offset applied."""
 

@@ -1,8 +1,8 @@
 """Driving a run's code: deliver an event, take what it asks for into the state.
 
 An activation counts as a whole or not at all. Where its code makes in-place calls, the turn stays open: the record
-that caused it stands first in the session's queue, the rows know nothing of the turn, and other records of the routing key wait
-until `finish_call` has closed it.
+that caused it stands first in the session's queue, the rows know nothing of the turn, and other records of the
+routing key wait until `finish_call` has closed it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """apply(record) -> state and effects: the function that a run is.
 
-Records come in offset order, each exactly once. Records of a routing key that is in the middle of a session write or of an in-place
-call wait in that session's queue, which is part of the state.
+Records come in offset order, each exactly once. Records of a routing key that is in the middle of a session write or
+of an in-place call wait in that session's queue, which is part of the state.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
 
 
 def _interrupt(state: PartitionState, session: Session) -> None:
-    """A cancel or time-out of the run whose turn is open does not wait for its in-place calls: the turn counts as far as it
-    came, and the run is told at once."""
+    """A cancel or time-out of the run whose turn is open does not wait for its in-place calls: the turn counts as far
+    as it came, and the run is told at once."""
     opened = session.turn
     while opened is not None and not opened.rebuilding:
         found = _interruption(session, opened.run)
@@ -268,7 +268,7 @@ def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
 
 
 def settle(state: PartitionState, run: Run, held: Held) -> None:
-    """Resolve what needs no record of its own: commands to children (they are in the outbox), signals that came before."""
+    """Resolve what needs no record of its own: commands to children (the outbox has them), signals that came early."""
     if not run.signals and not run.tells:
         return
     held = held._replace(value=_SETTLE + run.run_id.encode())

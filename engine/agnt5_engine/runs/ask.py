@@ -1,4 +1,5 @@
-"""What is pending, asked (again): the effects that follow from rows alone, after recovery and when a parked run goes on."""
+"""What is pending, asked (again): the effects that follow from rows alone, after recovery and when a parked run goes
+on."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Row(NamedTuple):
 
 
 def collect(state: PartitionState) -> list[Row]:
-    """Take the changes since the last call, as primary rows. The state is then clean: if they cannot be written, the partition
-    must be given up and recovered."""
+    """Take the changes since the last call, as primary rows. The state is then clean: if they cannot be written, the
+    partition must be given up and recovered."""
     rows: list[Row] = []
     for run in state.dirty_runs.values():
         _run_rows(run, rows)
@@ -44,8 +44,10 @@ def collect(state: PartitionState) -> list[Row]:
     for run_id in state.dirty_cancels:
         cancel = state.early_cancels[run_id]
         rows.append(Row(table.early_cancel_key(run_id), encode(cancel) if cancel is not None else None))
+    for key in state.dirty_schedules:
+        rows.append(Row(table.schedule_key(key), encode(state.schedules[key])))
     state.dirty_runs, state.dirty_sessions, state.dirty_users = {}, {}, {}
-    state.dirty_outbox, state.dirty_cancels = {}, {}
+    state.dirty_outbox, state.dirty_cancels, state.dirty_schedules = {}, {}, {}
     return rows
 
 
@@ -126,8 +128,8 @@ def derived(row: Row, old: bytes | None) -> Iterator[Row]:
 
 
 def forget_clean(state: PartitionState, *, keep: int) -> int:
-    """Let what the table holds leave memory: every finished run, and the live ones that have been still the longest beyond
-    `keep`. Call right after a checkpoint's rows are in the local table. Returns how many were let go."""
+    """Let what the table holds leave memory: every finished run, and the live ones that have been still the longest
+    beyond `keep`. Call right after a checkpoint's rows are in the local table. Returns how many were let go."""
     gone = 0
     excess = len(state.runs) - keep
     for run_id, run in list(state.runs.items()):

@@ -1,6 +1,7 @@
 """What applying a record makes the shell do. Each follows from the log alone; doing one twice does no harm.
 
-Nothing is handed over that recovery could not find again in the rows: an effect is a hint that something pending is due.
+Nothing is handed over that recovery could not find again in the rows: an effect is a hint that something pending is
+due.
 """
 
 from __future__ import annotations
@@ -77,10 +78,18 @@ class Moved(NamedTuple):
     ended: bool
 
 
+class Rescheduled(NamedTuple):
+    """The time table of this key has moved on: look when it is due next."""
+
+    key: str
+
+
 class Superseded(NamedTuple):
     """A later owner claimed the partition; this one must stop."""
 
     claim: int
 
 
-Effect: TypeAlias = Execute | Abandon | SetTimer | Append | Send | Call | InterruptCall | Verdict | Moved | Superseded
+Effect: TypeAlias = (
+    Execute | Abandon | SetTimer | Append | Send | Call | InterruptCall | Verdict | Moved | Rescheduled | Superseded
+)

@@ -1,7 +1,7 @@
 """Effects outside the partition: posted when asked for, kept until `Delivered` says that they are durable.
 
-Each has a stable ID, so that whoever receives it twice can tell. `JOURNAL` and `OUTCOMES` stand for the engine's own topics; any other
-topic is a user's.
+Each has a stable ID, so that whoever receives it twice can tell. `JOURNAL` and `OUTCOMES` stand for the engine's own
+topics; any other topic is a user's.
 """
 
 from __future__ import annotations

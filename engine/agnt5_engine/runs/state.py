@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agnt5.workflow import Workflow
-
 from agnt5.replay.protocol import Listener
+from agnt5.workflow import Workflow
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import JournalRecord
-from agnt5_engine.records.rows import EarlyCancelRow, Held, HistoryRow, OutboxRow
+from agnt5_engine.records.rows import EarlyCancelRow, Held, HistoryRow, OutboxRow, ScheduleRow
 from agnt5_engine.runs import table
 from agnt5_engine.runs.effects import Effect, Verdict
 from agnt5_engine.runs.model import Pending, Run, Session, User
@@ -57,6 +56,7 @@ class PartitionState:
         self.users: dict[str, User] = {}
         self.outbox: dict[str, OutboxRow] = {}
         self.early_cancels: dict[str, EarlyCancelRow | None] = {}
+        self.schedules: dict[str, ScheduleRow] = {}
         self.paused: set[str] = set()
         self.interrupting = False  # that record interrupts in-place calls
         self.current: JournalRecord | None = None  # the record being applied
@@ -66,6 +66,7 @@ class PartitionState:
         self.dirty_users: dict[str, User] = {}
         self.dirty_outbox: dict[str, None] = {}
         self.dirty_cancels: dict[str, None] = {}
+        self.dirty_schedules: dict[str, None] = {}
         for key, _ in rows.scan(table.PAUSED):
             self.paused.add(key[1:].decode())
         for key, _ in rows.scan(table.BUSY_SESSION):
@@ -134,6 +135,13 @@ class PartitionState:
         row = self.early_cancels[run_id]
         return row if row is not None and row.time + self.retention_ms >= self.now else None
 
+    def schedule(self, key: str) -> ScheduleRow | None:
+        """How far the time table of this key has come; None when it has never been seen."""
+        row = self.schedules.get(key)
+        if row is None and (data := self.rows.get(table.schedule_key(key))) is not None:
+            row = self.schedules[key] = decode(data)
+        return row
+
     # ------------------------------------------------------------------ change
 
     def changed(self, run: Run) -> None:
@@ -141,6 +149,10 @@ class PartitionState:
 
     def session_changed(self, session: Session) -> None:
         self.dirty_sessions[session.key] = session
+
+    def schedule_changed(self, row: ScheduleRow) -> None:
+        self.schedules[row.key] = row
+        self.dirty_schedules[row.key] = None
 
     def drop_pending(self, run: Run, path: str) -> Pending | None:
         p = run.pending.pop(path, None)

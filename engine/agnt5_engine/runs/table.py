@@ -1,7 +1,7 @@
 """The keyspace of a partition's table, and what the pure core needs of the store that holds it.
 
-Primary rows go to the changelog. Rows of the derived families (upper-case letters) are made from them on every write and
-on restore, so they cost the changelog nothing.
+Primary rows go to the changelog. Rows of the derived families (upper-case letters) are made from them on every write
+and on restore, so they cost the changelog nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 RUN, HISTORY, PENDING, SESSION, USER, OUTBOX, EARLY_CANCEL = b"r", b"h", b"p", b"s", b"u", b"o", b"x"
+SCHEDULE = b"t"
 MARKER = b"m"
 BY_CREATED, BY_FINISHED, BY_ASKED, PAUSED, BUSY_SESSION = b"C", b"F", b"A", b"K", b"Q"
 DERIVED_FAMILIES = (BY_CREATED, BY_FINISHED, BY_ASKED, PAUSED, BUSY_SESSION)
@@ -61,6 +62,10 @@ def outbox_key(outbox_id: str) -> bytes:
 
 def early_cancel_key(run_id: str) -> bytes:
     return EARLY_CANCEL + run_id.encode()
+
+
+def schedule_key(key: str) -> bytes:
+    return SCHEDULE + key.encode()
 
 
 def created_key(created_at: int, run_id: str) -> bytes:
