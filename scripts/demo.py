@@ -26,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -61,8 +62,8 @@ class Calls:
         if len(self.confirm_pids) > 1:
             return "killed inside its confirmation"
         if self.charge_pids != self.confirm_pids:
-            return "killed between charge and confirmation"
-        return "not touched by a kill"
+            return "killed past it, unconfirmed"
+        return "left in peace"
 
 
 class Processor:
@@ -263,13 +264,13 @@ def faults(processor: Processor, calls: dict[str, Calls], runs: list[dict[str, o
 
 def show(calls: dict[str, Calls], runs: list[dict[str, object]]) -> None:
     completed = {order_of(run) for run in runs if run["status"] == "completed"}
-    each = Table(title="Every order", title_justify="left", pad_edge=False)
+    each = Table(title="Every order", title_justify="left", box=None, padding=(0, 1, 0, 0))
     columns = 3
     for _ in range(columns):
         each.add_column("order")
         each.add_column("charged", justify="right")
         each.add_column("calls", justify="right", style="dim")
-        each.add_column("confirmed")
+        each.add_column("done ")
     orders = sorted(calls.items())
     height = -(-len(orders) // columns)
     for row in range(height):
@@ -286,7 +287,7 @@ def show(calls: dict[str, Calls], runs: list[dict[str, object]]) -> None:
         each.add_row(*cells)
     console.print(each)
 
-    total = Table(title="All of them", title_justify="left", pad_edge=False, show_footer=True)
+    total = Table(title="All of them", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
     fates: dict[str, list[Calls]] = {}
     for done in calls.values():
         fates.setdefault(done.fate, []).append(done)
@@ -309,9 +310,9 @@ def show(calls: dict[str, Calls], runs: list[dict[str, object]]) -> None:
         )
     console.print(total)
     console.print(
-        "'charged' counts the idempotency keys that the payment provider (a file) saw. An order killed inside its\n"
-        "charge is called again with the same key: steps are at least once, and the key makes them one charge.\n"
-        "No charge was called after the journal had its result."
+        "'charged' counts the idempotency keys that the payment provider (a file) saw; 'calls', how often it was "
+        "called. An order killed inside its charge is called again with the same key: steps are at least once, and "
+        "the key makes them one charge. No charge was called after the journal had its result."
     )
 
 
