@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 _logger = logging.getLogger("agnt5.function")
@@ -16,13 +18,15 @@ class FunctionContext:
     - `name`: the function's name; `attempt`: 0 for the first, 1 for the first retry
     - `idempotency_key`: the same for every attempt of this step, in whatever process: hand it to services that can
       refuse a repeat
-    - `logger`: a standard logger whose records carry the run and the step
+    - `logger`: a standard logger whose records carry the run and the step; live streams get them too
     - `cancelled`: True once the run no longer wants the result; a long plain `def` looks at it now and then
     """
 
     __slots__ = (
         "_heartbeat",
+        "_log",
         "_logger",
+        "_loop",
         "_progress",
         "attempt",
         "cancelled",
@@ -46,10 +50,11 @@ class FunctionContext:
         attempt: int = 0,
         idempotency_key: str = "",
         metadata: Mapping[str, str] | None = None,
-        logger: Any = None,
         on_progress: Callable[[float | None, str | None], None] | None = None,
         on_heartbeat: Callable[[Any], None] | None = None,
+        on_log: Callable[[str, str, dict[str, Any]], None] | None = None,
     ) -> None:
+        """The callbacks are called on the driver's loop: `on_log` with level, message and fields."""
         self.name = name
         self.run_id = run_id
         self.session_id = run_id if session_id is None else session_id
@@ -59,26 +64,83 @@ class FunctionContext:
         self.idempotency_key = idempotency_key
         self.metadata: Mapping[str, str] = {} if metadata is None else metadata
         self.cancelled = False
-        self._logger = logger
+        self._logger: FunctionLogger | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._progress = on_progress
         self._heartbeat = on_heartbeat
+        self._log = on_log
 
     @property
-    def logger(self) -> Any:
+    def logger(self) -> FunctionLogger:
         if self._logger is None:
-            fields = {"run_id": self.run_id, "workflow": self.workflow_name, "step": self.name, "attempt": self.attempt}
-            self._logger = logging.LoggerAdapter(_logger, fields)
+            self._logger = FunctionLogger(self)
         return self._logger
 
     def progress(self, fraction: float | None = None, message: str | None = None) -> None:
         """Tell whoever watches the run live; nothing is recorded. `fraction` is from 0 to 1."""
-        if self._progress is not None:
-            self._progress(fraction, message)
+        if fraction is not None and (isinstance(fraction, bool) or not isinstance(fraction, (int, float))):
+            raise TypeError(f"fraction must be a number from 0 to 1, not {fraction!r}")
+        self._tell(self._progress, fraction, message)
 
     def heartbeat(self, details: Any = None) -> None:
         """Say that the function is alive, so that a worker pool does not give its step to another worker."""
-        if self._heartbeat is not None:
-            self._heartbeat(details)
+        self._tell(self._heartbeat, details)
+
+    def enter_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on the function runs in a thread of its own; what it tells goes to `loop`."""
+        self._loop = loop
+
+    def _tell(self, callback: Callable[..., None] | None, *what: Any) -> None:
+        if callback is None:
+            return
+        if self._loop is None:
+            callback(*what)
+            return
+        try:
+            self._loop.call_soon_threadsafe(callback, *what)
+        except RuntimeError:  # closed: a function that was given up outlived it
+            return
 
     def __repr__(self) -> str:
         return f"<FunctionContext {self.name!r} of run {self.run_id!r}, attempt {self.attempt}>"
+
+
+class FunctionLogger(logging.LoggerAdapter[logging.Logger]):
+    """A standard logger whose records carry the run and the step."""
+
+    def __init__(self, ctx: FunctionContext) -> None:
+        fields = {"run_id": ctx.run_id, "workflow": ctx.workflow_name, "step": ctx.name, "attempt": ctx.attempt}
+        super().__init__(_logger, fields)
+        self._ctx = ctx
+
+    def isEnabledFor(self, level: int) -> bool:  # the standard library's name
+        return self._ctx._log is not None or self.logger.isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """As in the standard library: `%` arguments, `extra`, `exc_info`."""
+        ctx = self._ctx
+        if ctx._log is not None:
+            fields: dict[str, Any] = {"step": ctx.name, **(kwargs.get("extra") or {})}
+            if kwargs.get("exc_info"):
+                fields["traceback"] = traceback.format_exc()
+            ctx._tell(ctx._log, logging.getLevelName(level).lower(), _text(msg, args), fields)
+        if self.logger.isEnabledFor(level):
+            kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+            _, changed = self.process(msg, kwargs)
+            self.logger.log(level, msg, *args, **changed)
+
+
+def _text(msg: object, args: tuple[object, ...]) -> str:
+    """The message with its arguments; both as they are when they do not fit, which must not fail the function."""
+    text = str(msg)
+    if not args:
+        return text
+    values: Any = args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
+    try:
+        return str(text % values)
+    except (TypeError, ValueError, KeyError):
+        return f"{text} {args!r}"

@@ -89,8 +89,11 @@ async def run_in_thread(
     """Call `fn` in a thread, with this task's context variables. When nobody waits any more the thread goes on, and
     `ctx.cancelled` tells it so. An awaitable that `fn` returns is awaited here."""
     call = _Call(fn, args, kwargs)
+    loop = asyncio.get_running_loop()
+    if isinstance(ctx, FunctionContext):
+        ctx.enter_thread(loop)
     try:
-        result = await asyncio.get_running_loop().run_in_executor(threads or step_threads(), call)
+        result = await loop.run_in_executor(threads or step_threads(), call)
     except asyncio.CancelledError:
         if isinstance(ctx, FunctionContext):
             ctx.cancelled = True

@@ -416,3 +416,39 @@ def test_what_a_function_may_know_has_defaults_that_fit_together() -> None:
     bare.heartbeat()
     bare.logger.info("works without a driver")
     assert told == [(0.5, "half"), {"row": 3}]
+
+
+async def test_what_a_function_tells_from_its_thread_arrives_on_the_loop() -> None:
+    loop_thread, told = threading.get_ident(), []
+
+    def tell(*what: Any) -> None:
+        told.append((threading.get_ident() == loop_thread, what))
+
+    @function
+    def work(ctx: FunctionContext) -> None:
+        ctx.progress(0.5, "half")
+        ctx.heartbeat(3)
+        ctx.logger.info("row %d", 7, extra={"table": "t"})
+        ctx.logger.info("odd %d", "x")
+
+    await execute(work, work.encode_input((), {}), ctx(on_progress=tell, on_heartbeat=tell, on_log=tell))
+    assert told == [
+        (True, (0.5, "half")),
+        (True, (3,)),
+        (True, ("info", "row 7", {"step": "test", "table": "t"})),
+        (True, ("info", "odd %d ('x',)", {"step": "test"})),
+    ]
+
+
+def test_log_records_of_a_function_carry_its_run_and_step(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="agnt5.function"):
+        ctx(attempt=2).logger.info("charged %s", "o1", extra={"amount": 5})
+    record: Any = caplog.records[0]
+    assert (record.getMessage(), record.run_id, record.step, record.attempt, record.amount) == (
+        "charged o1",
+        "r1",
+        "test",
+        2,
+        5,
+    )
+    assert record.filename == "test_function.py"
