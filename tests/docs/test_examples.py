@@ -103,7 +103,20 @@ def test_every_example_says_how_to_try_it() -> None:
 def test_the_project_that_init_writes_passes_its_own_tests(tmp_path: Path) -> None:
     shutil.copytree(TEMPLATE, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:cloudcoil", "-W", "error"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:cloudcoil",
+            "-p",
+            "no:asyncio",
+            "-W",
+            "error",
+        ],
         cwd=tmp_path / "project",
         capture_output=True,
         text=True,
