@@ -147,6 +147,7 @@ class Owners:
         """The run's events after seq `after` until it ends, each once, from owner to owner."""
         last = after
         hop = self.hop(request)
+        run_has_ended = False
         while True:
             url: str | None = None
             try:
@@ -167,8 +168,10 @@ class Owners:
                             last = max(last, event.seq)
                             ended = event.type in ENDS
                             yield event
-                    if ended or (await self.run(request, run_id)).ended:
+                    if ended or run_has_ended:
                         return
+                    # If it has ended meanwhile, one more stream brings the rest.
+                    run_has_ended = (await self.run(request, run_id)).ended
                 except (LostError, NotHere):
                     pass
                 except RelayedError as refusal:

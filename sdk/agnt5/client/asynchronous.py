@@ -125,8 +125,8 @@ class AsyncClient:
                         following.ended()
             except LostError as error:
                 following.lost(error.loss)
-            if following.in_doubt and following.run_id is not None and (await self.get_run(following.run_id)).ended:
-                return
+            if following.in_doubt and following.run_id is not None:
+                following.found((await self.get_run(following.run_id)).ended)
             if following.pause:
                 await asyncio.sleep(following.pause)
 

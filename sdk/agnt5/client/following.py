@@ -11,7 +11,7 @@ ENDS = frozenset({"run.completed", "run.failed", "run.cancelled", "run.timeout"}
 
 class Following:
     """One stream of events. The driver opens `call()`, hands over what comes, and after each connection either stops
-    (`over`), or asks whether the run has ended (`in_doubt`), or waits `pause` seconds and opens the next."""
+    (`over`), or tells `found` whether the run has ended (`in_doubt`), or waits `pause` seconds and opens the next."""
 
     def __init__(self, first: Call | None, run_id: str | None, after: int, patience: float) -> None:
         self._first = first
@@ -21,6 +21,7 @@ class Following:
         self.over = False
         self.in_doubt = False
         self.pause = 0.0
+        self._run_has_ended = False
 
     def call(self) -> Call:
         """The next request: it starts the run as long as its ID is not known, then resumes after the last event."""
@@ -58,7 +59,13 @@ class Following:
 
     def ended(self) -> None:
         """The server closed the stream: the run has ended, or its owner is going away."""
+        if self._run_has_ended:
+            self.over = True  # it had ended before this stream was opened, so this was all
         self.in_doubt = not self.over
+
+    def found(self, run_has_ended: bool) -> None:
+        """What the run's status says. When it has ended, one more stream brings what happened meanwhile."""
+        self._run_has_ended = run_has_ended
 
     def lost(self, loss: Lost) -> None:
         """The connection broke. Raises UnavailableError when patience is exhausted."""

@@ -139,8 +139,8 @@ class Client:
                         following.ended()
             except LostError as error:
                 following.lost(error.loss)
-            if following.in_doubt and following.run_id is not None and (self.get_run(following.run_id)).ended:
-                return
+            if following.in_doubt and following.run_id is not None:
+                following.found(self.get_run(following.run_id).ended)
             if following.pause:
                 time.sleep(following.pause)
 
