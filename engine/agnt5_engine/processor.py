@@ -30,6 +30,7 @@ from agnt5_engine.partition.steps import Slots
 from agnt5_engine.ports import NotHere, Page, Started, StartRequest
 from agnt5_engine.publisher import Publisher
 from agnt5_engine.records.routing import partition_of, routing_key
+from agnt5_engine.runs.schedules import schedules_of
 from agnt5_engine.serving.local import LocalRuns, request_run_id
 from agnt5_engine.settings import Settings
 from agnt5_engine.slots import Slot
@@ -80,6 +81,7 @@ class Processor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.step_concurrency, settings.step_threads)
         self._code = _Code(settings.max_payload_bytes)
+        self._schedules = schedules_of(registry.workflows().values())
         self._code_version = settings.code_version or registry.code_version()
         self._membership: Membership | None = None
         self._trouble: str | None = "has not joined the group yet"
@@ -228,6 +230,7 @@ class Processor:
             code_version=self._code_version,
             retention_ms=s.run_retention_ms,
             checkpoint_seconds=s.checkpoint_interval,
+            schedules=self._schedules,
         )
         return Owner(place, checkpointer, around)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
 from agnt5_engine.partition.live import Live
 from agnt5_engine.partition.recovery import PartitionStopped, Place, check_journal, claim, restore
+from agnt5_engine.partition.schedules import Schedules
 from agnt5_engine.partition.sender import Publish, Sender
 from agnt5_engine.partition.steps import Slots, Steps
 from agnt5_engine.partition.table import Table
 from agnt5_engine.partition.timers import Timers
 from agnt5_engine.records.avro import RecordError, decode
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
-from agnt5_engine.records.routing import routing_key
+from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.runs.apply import apply, finish_call, resume_queue
 from agnt5_engine.runs.ask import ask_everything
 from agnt5_engine.runs.effects import (
@@ -37,12 +38,14 @@ from agnt5_engine.runs.effects import (
     Execute,
     InterruptCall,
     Moved,
+    Rescheduled,
     Send,
     SetTimer,
     Superseded,
     Verdict,
 )
 from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.runs.schedules import Schedule
 from agnt5_engine.runs.state import Code, PartitionState
 from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError
 
@@ -64,6 +67,7 @@ class Surroundings:
     code_version: str
     retention_ms: int
     checkpoint_seconds: float
+    schedules: Sequence[Schedule] = ()  # those of all partitions
     resident: int = 10_000  # live runs kept in memory after a checkpoint
 
 
@@ -114,6 +118,9 @@ class Owner:
         self._calls = Calls(self._call_finished)
         self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)
         self.checkpoints = Checkpoints(self, self._checkpointer, restored, self._around)
+        count = self.place.partitions
+        tables = [t for t in self._around.schedules if partition_of(t.key, count) == self.partition]
+        self._schedules = Schedules(state, tables, count, self.append, self.timers.now)
         for key in list(state.sessions):
             resume_queue(state, key)
         self.claim = await claim(self.place, self._around.owner_id, self._around.code_version)
@@ -147,6 +154,7 @@ class Owner:
         self.caught_up = True
         ask_everything(self.state)
         self._act()
+        self._schedules.start()
         self.checkpoints.start()
 
     async def close(self, *, save: bool) -> None:
@@ -158,6 +166,7 @@ class Owner:
         self.timers.close()
         self.live.close(self.partition)
         if hasattr(self, "steps"):
+            self._schedules.close()
             await self.steps.close()
             await self._calls.close()
             await self._sender.close()
@@ -257,6 +266,8 @@ class Owner:
                         self._calls.run(key, call)
                     case InterruptCall(key):
                         self._calls.interrupt(key)
+                    case Rescheduled(key, decided):
+                        self._schedules.look(key, decided)
                     case Superseded(claim):
                         if self.caught_up and claim != self.claim:
                             self.fail(PartitionStopped(f"partition {self.partition}: another processor claimed it"))

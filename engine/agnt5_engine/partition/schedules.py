@@ -1,6 +1,7 @@
 """The time tables of one partition: an alarm for each, and a request in the journal when it is due.
 
-Everything that decides is in `runs/schedules.py` and in the journal; an alarm that is lost is set again at the next start.
+Everything that decides is in `runs/schedules.py` and in the journal; an alarm that is lost is set again at the next
+start.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _LONGEST = 600.0
 
 
 class Schedules:
-    """Fires the `tables` that lie in this partition. `append(run_id, record)` writes to its journal; `now()` is the log's
-    time (ms), as far as this machine can tell."""
+    """Fires the `tables` that lie in this partition. `append(run_id, record)` writes to its journal; `now()` is the
+    log's time (ms), as far as this machine can tell."""
 
     def __init__(
         self,
@@ -51,19 +52,17 @@ class Schedules:
             else:
                 self.look(key)
 
-    def look(self, key: str) -> None:
-        """Start what is due, and set the next alarm."""
+    def look(self, key: str, decided: int | None = None) -> None:
+        """Start what is due, and set the next alarm. `decided`: the due time whose request has been applied."""
         table, row = self._tables.get(key), self._state.schedule(key)
         if table is None or row is None or not self._live:
             return
         if (alarm := self._alarms.pop(key, None)) is not None:
             alarm.cancel()
+        if decided is not None and decided == self._asked.get(key):
+            del self._asked[key]
         if self._asked.get(key, -1) > row.due:
-            # On its way. Were it refused, applying it would bring us here again, with nothing on its way.
-            if self._state.applied_request(key, self._asked[key]):
-                del self._asked[key]
-            else:
-                return
+            return
         now = self._now()
         last = self._state.run(row.run_id) if row.run_id is not None else None
         found = plan(table.trigger, row, last, now)

@@ -35,6 +35,7 @@ from agnt5_engine.records.journal import (
     RunParked,
     RunRequested,
     RunRetried,
+    ScheduleBegun,
     SignalSent,
     StateWritten,
     StepFailed,
@@ -65,6 +66,7 @@ from agnt5_engine.runs.commands import (
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
 from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
+from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.state import PartitionState
 
 #: In a queue, in place of a record: the run itself, to go on with what needs no record.
@@ -88,6 +90,8 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
             _delivered(state, held, id)
     elif isinstance(record, UserStateAsked):
         user_state_asked(state, held, record)
+    elif isinstance(record, ScheduleBegun):
+        schedule_begun(state, held, record)
     else:
         feed(state, held, record)
 
@@ -109,7 +113,7 @@ def finish_call(
 
 def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
     """Apply a record to its run, unless others of its routing key go first."""
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
     run_id = record.run_id
     session = state.sessions.get(routing_key(run_id))
     if session is None:
@@ -240,7 +244,7 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
             run = state.run(run_id)
             if run is not None and not run.ended and run.status != "paused":
                 park(state, run, None, reason, detail)
-        case OwnerClaimed() | Delivered() | UserStateAsked():
+        case OwnerClaimed() | Delivered() | UserStateAsked() | ScheduleBegun():
             raise AssertionError(record)
         case _:
             assert_never(record)
@@ -248,7 +252,7 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
 
 def _open_run(state: PartitionState, held: Held, record: JournalRecord) -> Run | None:
     """The record's run, if it goes on now. A parked run's record is kept for later."""
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
     run = state.run(record.run_id)
     if run is None or run.ended:
         return None
@@ -258,7 +262,7 @@ def _open_run(state: PartitionState, held: Held, record: JournalRecord) -> Run |
 
 
 def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked)
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
     run = state.run(record.run_id)
     if run is None or run.status != "paused":
         return False

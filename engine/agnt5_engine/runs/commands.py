@@ -22,6 +22,7 @@ from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
 from agnt5_engine.runs.model import Cause, Run
 from agnt5_engine.runs.outbox import post_child_finished, post_reply
+from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
@@ -33,6 +34,8 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
         _requested_again(state, run, r)
         return
     if run is None:
+        if not admit(state, held, r):
+            return
         run = Run(r.run_id, routing_key(r.run_id), r.workflow, r.input, held.time)
         run.session_id, run.user_id = r.session_id, r.user_id
         run.trigger, run.metadata, run.envelope = r.trigger, r.metadata, r.envelope

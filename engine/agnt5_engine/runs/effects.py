@@ -79,9 +79,10 @@ class Moved(NamedTuple):
 
 
 class Rescheduled(NamedTuple):
-    """The time table of this key has moved on: look when it is due next."""
+    """The time table of this key has moved on: look when it is due next. `due`: the request that was decided on."""
 
     key: str
+    due: int | None
 
 
 class Superseded(NamedTuple):

@@ -9,6 +9,7 @@ from agnt5_engine.runs.activate import advance, drop_activation, moved
 from agnt5_engine.runs.effects import Abandon, SetTimer
 from agnt5_engine.runs.model import DEADLINE, Cause, DeadlineAsk, Pending, Run
 from agnt5_engine.runs.outbox import post_child_finished, post_outcome, withdraw_child
+from agnt5_engine.runs.schedules import run_ended
 from agnt5_engine.runs.state import PartitionState
 
 
@@ -39,6 +40,7 @@ def finish(
     for parent in run.parents:
         post_child_finished(state, run, parent.run_id, parent.path)
     post_outcome(state, run)
+    run_ended(state, run)
     moved(state, run, ended=True)
 
 

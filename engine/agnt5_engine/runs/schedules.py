@@ -1,9 +1,9 @@
 """Time tables: which runs are due, and which of them may start.
 
-A time table (`cron`, `every`) has a routing key of its own, so one partition keeps it; its runs' IDs are derived from it
-and the due time, and chosen to lie in the same partition. How far it has come is derived from the journal: a request with
-trigger kind `cron`, when applied, moves it on, unless the policy on overlaps says that it may not start now. Everything here
-is pure; `partition/schedules.py` sets the alarms.
+A time table (`cron`, `every`) has a routing key of its own, so one partition keeps it; its runs' IDs are derived from
+it and the due time, and chosen to lie in the same partition. How far it has come is derived from the journal: a request
+with trigger kind `cron`, when applied, moves it on, unless the policy on overlaps says that it may not start now.
+Everything here is pure; `partition/schedules.py` sets the alarms.
 
 What is due, as of `now`:
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import count, takewhile
+from itertools import count
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
@@ -57,7 +57,8 @@ class Schedule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Due times (ms) to start now, in order, and when to look again (ms); None: when the run that goes on has ended."""
+    """Due times (ms) to start now, in order. When there are none: when to look again (ms), or None: once the run that
+    goes on has ended."""
 
     due: list[int]
     look_again: int | None
@@ -99,25 +100,21 @@ def plan(trigger: CronTrigger | EveryTrigger, row: ScheduleRow, last: Run | None
     at_once = _AT_ONCE if allow else 1
     begun = list(_due(trigger, row.due, min(row.backlog, now), at_once))
     if begun:
-        return _started(trigger, begun, now, allow)
+        return Plan(begun, None)
     passed = row.due
     if last is not None and last.finished_at is not None and not allow:
         if trigger.overlap == "queue" and (queued := list(_due(trigger, row.due, min(last.finished_at, now), 1))):
-            return _started(trigger, queued, now, allow)
+            return Plan(queued, None)
         passed = max(passed, last.finished_at)
     fresh = list(_due(trigger, passed, now, at_once))
     if not fresh:
         return Plan([], trigger.after(max(passed, now)))
     if trigger.catch_up == "all":
-        return _started(trigger, fresh, now, allow)
+        return Plan(fresh, None)
     latest = _latest(trigger, fresh[0], now)
     if trigger.catch_up == "skip" and now - latest > min(_IN_TIME, (trigger.after(latest) - latest) // 2):
         return Plan([], trigger.after(now))
-    return _started(trigger, [latest], now, allow)
-
-
-def _started(trigger: CronTrigger | EveryTrigger, due: list[int], now: int, allow: bool) -> Plan:
-    return Plan(due, trigger.after(max(due[-1], now)) if allow and len(due) < _AT_ONCE else now if allow else None)
+    return Plan([latest], None)
 
 
 def _due(trigger: CronTrigger | EveryTrigger, after: int, until: int, most: int) -> Iterator[int]:
@@ -130,29 +127,18 @@ def _due(trigger: CronTrigger | EveryTrigger, after: int, until: int, most: int)
 
 
 def _latest(trigger: CronTrigger | EveryTrigger, first: int, now: int) -> int:
-    """The last due time until `now`, at the latest `first`."""
-    window = 3_600_000
+    """The last due time until `now`, when `first` is one of them."""
+    if isinstance(trigger, EveryTrigger):
+        return max(first, now // trigger.interval_ms * trigger.interval_ms)
+    due, window = first, 3_600_000
     while now - window > first:
-        found = trigger.after(now - window)
-        if found <= now:
-            first = found
+        if (found := trigger.after(now - window)) <= now:
+            due = found
             break
         window *= 24
-    for due in takewhile(lambda due: due <= now, _times(trigger, first)):
-        first = due
-    return first
-
-
-def _times(trigger: CronTrigger | EveryTrigger, after: int) -> Iterator[int]:
-    if isinstance(trigger, EveryTrigger):
-        return iter(())
-    return _cron_times(trigger, after)
-
-
-def _cron_times(trigger: CronTrigger, after: int) -> Iterator[int]:
-    while True:
-        after = trigger.after(after)
-        yield after
+    while (following := trigger.after(due)) <= now:
+        due = following
+    return due
 
 
 # ------------------------------------------------------------------ requests
@@ -191,12 +177,12 @@ def schedule_begun(state: PartitionState, held: Held, r: ScheduleBegun) -> None:
     """Its due times count from now on."""
     if state.schedule(r.schedule) is None:
         state.schedule_changed(ScheduleRow(r.schedule, r.workflow, r.spec, held.time, None, held.time))
-    state.effects.append(Rescheduled(r.schedule))
+    state.effects.append(Rescheduled(r.schedule, None))
 
 
 def admit(state: PartitionState, held: Held, r: RunRequested) -> bool:
-    """Whether a request that starts a new run may: always, but for a time table's request that is not due any more, or that
-    the policy on overlaps forbids. The table moves on."""
+    """Whether a request for a run that is not known may start it: always, but for a time table's that is not due any
+    more, or that the policy on overlaps forbids. The table moves on."""
     if not r.trigger.startswith(_CRON):
         return True
     trigger = from_json(r.trigger)
@@ -205,7 +191,7 @@ def admit(state: PartitionState, held: Held, r: RunRequested) -> bool:
     if row is None:
         return True
     due = round(datetime.fromisoformat(trigger["due"]).timestamp() * 1000)
-    state.effects.append(Rescheduled(row.key))
+    state.effects.append(Rescheduled(row.key, due))
     if due <= row.due:
         return False
     if trigger.get("overlap") != "allow" and row.run_id is not None:
@@ -220,4 +206,4 @@ def admit(state: PartitionState, held: Held, r: RunRequested) -> bool:
 def run_ended(state: PartitionState, run: Run) -> None:
     """A run has ended: the table that started it may go on."""
     if run.trigger.startswith(_CRON) and (key := from_json(run.trigger).get("schedule")) is not None:
-        state.effects.append(Rescheduled(key))
+        state.effects.append(Rescheduled(key, None))
