@@ -73,6 +73,8 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     )
     handler = logging.StreamHandler(out)
     handler.setFormatter(formatter)
+    if level > logging.DEBUG:
+        handler.addFilter(_no_service_chatter)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -95,6 +97,13 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def _no_service_chatter(record: logging.LogRecord) -> bool:
+    """Faust's services tell of their start and stop under the name of the module that defines them, which may be ours;
+    what we log ourselves comes as a dict."""
+    ours = record.name.startswith("agnt5_engine") and not isinstance(record.msg, dict)
+    return not ours or record.levelno >= logging.WARNING
 
 
 def mask_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -59,6 +59,7 @@ def test_the_level_is_kept_and_talkative_libraries_only_warn() -> None:
     stream = configured(log_level="info")
     structlog.stdlib.get_logger("engine").debug("hidden")
     logging.getLogger("aiokafka.conn").info("hidden")
+    logging.getLogger("agnt5_engine.transport.faust_app").info("[^App]: Starting...")
     logging.getLogger("aiokafka.conn").warning("seen")
     assert [line["event"] for line in lines(stream)] == ["seen"]
 
