@@ -86,7 +86,7 @@ def _registered(data: bytes, registry: SchemaRegistry | None) -> Any:
         raise UndecodableError(f"the schema it was written with cannot be used: {error}") from None
     except (ValueError, LookupError, EOFError, TypeError, OverflowError, ArithmeticError) as error:
         told = str(error) or type(error).__name__
-        raise UndecodableError(f"schema registry, wire format: {told}") from None
+        raise UndecodableError(f"it is in a schema registry's wire format: {told}") from None
 
 
 def _outcome(data: bytes) -> Any:

@@ -1,0 +1,322 @@
+"""Records into requests: what binds to what, and what becomes a dead letter."""
+
+from __future__ import annotations
+
+import json
+import struct
+from io import BytesIO
+from typing import Any
+
+import fastavro
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from agnt5 import registry
+from agnt5.types import Envelope, event
+from agnt5.workflow import workflow
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import RunOutcome, SignalSent
+from agnt5_engine.transport.base import Record, TopicPartition
+from agnt5_engine.triggers.events import Decoded, EventTriggers
+from agnt5_engine.triggers.schema_registry import SchemaRegistry
+
+ORDERS = TopicPartition("orders", 3)
+
+
+def record(value: Any, *, key: bytes | None = None, headers: dict[str, bytes] | None = None) -> Record:
+    data = value if isinstance(value, bytes | None) else json.dumps(value).encode()
+    return Record(7, 1_700_000_000_000, key, data, tuple((headers or {}).items()))
+
+
+def decoded(value: Any, source: TopicPartition = ORDERS, **more: Any) -> Decoded:
+    return EventTriggers(registry.workflows()).requests(source, record(value, **more))
+
+
+def reasons(found: Decoded) -> list[tuple[str | None, str]]:
+    return [(letter.workflow, letter.reason) for letter in found.letters]
+
+
+def test_an_object_binds_by_name_and_unknown_fields_are_left_out() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str, amount: float = 1.0) -> None: ...
+
+    found = decoded({"order_id": "o-1", "amount": 2, "noise": [1]})
+
+    assert not found.letters
+    (request,) = found.requests
+    assert json.loads(request.input) == {"order_id": "o-1", "amount": 2}
+    assert request.trigger == {"kind": "event", "topic": "orders", "partition": 3, "offset": 7}
+    assert request.dedupe == "orders/3/7"
+    assert request.envelope is None
+
+
+def test_an_event_id_in_the_header_names_the_run() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    (request,) = decoded({"order_id": "o-1"}, headers={"agnt5-event-id": b"e-9"}).requests
+
+    assert request.dedupe == "e-9"
+    assert request.trigger["event_id"] == "e-9"
+
+
+def test_a_parameter_named_event_receives_the_envelope() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, event: Envelope, order_id: str) -> None: ...
+
+    headers = {"trace": b"t1", "blob": b"\xff"}
+    (request,) = decoded({"order_id": "o-1", "x": 1}, key=b"k", headers=headers).requests
+
+    arguments = order.bind(request.input, strict=False, envelope=request.envelope)
+    assert arguments["order_id"] == "o-1"
+    assert arguments["event"] == Envelope(
+        "orders", 3, 7, "k", {"trace": "t1", "blob": "base64:/w=="}, 1_700_000_000_000, {"order_id": "o-1", "x": 1}
+    )
+
+
+@pytest.mark.parametrize(("value", "seen"), [("plain", "plain"), ([1, 2], [1, 2]), (b"not json", "not json")])
+def test_the_envelope_takes_values_that_are_no_objects(value: Any, seen: Any) -> None:
+    @workflow(triggers=[event("orders")])
+    async def anything(ctx: Any, event: Any) -> None: ...
+
+    (request,) = decoded(value).requests
+
+    assert anything.bind(request.input, strict=False, envelope=request.envelope)["event"].value == seen
+
+
+def test_a_value_that_is_no_object_binds_to_the_only_parameter() -> None:
+    @workflow(triggers=[event("orders")])
+    async def one(ctx: Any, order_id: str) -> None: ...
+
+    @workflow(triggers=[event("orders")])
+    async def two(ctx: Any, order_id: str, amount: float = 0) -> None: ...
+
+    found = decoded("o-1")
+
+    assert [(r.workflow, json.loads(r.input)) for r in found.requests] == [("one", {"order_id": "o-1"})]
+    assert reasons(found) == [("two", "unbound")]
+
+
+def test_text_that_says_so_is_a_plain_string_and_other_text_is_no_value() -> None:
+    @workflow(triggers=[event("orders")])
+    async def one(ctx: Any, order_id: str) -> None: ...
+
+    (request,) = decoded(b"o-1", headers={"Content-Type": b"text/plain; charset=utf-8"}).requests
+    assert json.loads(request.input) == {"order_id": "o-1"}
+
+    found = decoded(b'{"order_id": "o-1"')
+    assert not found.requests
+    assert reasons(found) == [("one", "undecodable")]
+    assert "not JSON" in found.letters[0].detail
+
+
+def test_bytes_reach_a_workflow_whose_one_parameter_is_bytes() -> None:
+    @workflow(triggers=[event("orders")])
+    async def raw(ctx: Any, data: bytes) -> None: ...
+
+    (request,) = decoded(b"\x89PNG\xff\xfe").requests
+
+    assert raw.bind(request.input, strict=False)["data"] == b"\x89PNG\xff\xfe"
+
+
+def test_one_workflow_that_cannot_take_an_event_does_not_hold_up_the_others() -> None:
+    class Order(BaseModel):
+        id: int
+
+    @workflow(triggers=[event("orders")])
+    async def strict(ctx: Any, order: Order) -> None: ...
+
+    @workflow(triggers=[event("orders", filter=lambda value: value["missing"])])
+    async def careless(ctx: Any) -> None: ...
+
+    @workflow(triggers=[event("orders", session="customer.id")])
+    async def sessions(ctx: Any) -> None: ...
+
+    @workflow(triggers=[event("orders")])
+    async def fine(ctx: Any) -> None: ...
+
+    found = decoded({"order": {"id": "seven"}})
+
+    assert [r.workflow for r in found.requests] == ["fine"]
+    assert reasons(found) == [("strict", "unbound"), ("careless", "trigger_failed"), ("sessions", "unbound")]
+    assert "order.id" in found.letters[0].detail
+    assert "KeyError" in found.letters[1].detail
+    assert "customer.id" in found.letters[2].detail
+
+
+def test_filters_choose_and_several_triggers_of_a_workflow_start_it_once() -> None:
+    @workflow(triggers=[event("orders", filter=lambda v: v["total"] > 10), event("orders", filter=lambda v: v["vip"])])
+    async def order(ctx: Any) -> None: ...
+
+    assert len(decoded({"total": 20, "vip": True}).requests) == 1
+    assert len(decoded({"total": 5, "vip": True}).requests) == 1
+    found = decoded({"total": 5, "vip": False})
+    assert found == Decoded([], [])
+
+
+def test_sessions_and_users_come_from_fields_or_callables() -> None:
+    @workflow(triggers=[event("orders", session="customer_id", user=lambda value: value["users"][0])])
+    async def order(ctx: Any) -> None: ...
+
+    (request,) = decoded({"customer_id": 42, "users": ["ada"]}).requests
+
+    assert (request.session_id, request.user_id) == ("42", "ada")
+
+
+def test_an_input_larger_than_allowed_is_put_aside() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, text: str) -> None: ...
+
+    triggers = EventTriggers(registry.workflows(), max_payload=1024)
+    found = triggers.requests(ORDERS, record({"text": "x" * 2000}))
+
+    assert reasons(found) == [("order", "too_large")]
+    assert "AGNT5_MAX_PAYLOAD_BYTES" in found.letters[0].detail
+
+
+@pytest.mark.parametrize("value", [b'{"n": NaN}', b"[" * 500 + b"]" * 500, b'{"n":' * 150 + b"1" + b"}" * 150])
+def test_hostile_json_is_a_dead_letter(value: bytes) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, n: Any) -> None: ...
+
+    found = decoded(value)
+
+    assert not found.requests
+    assert len(found.letters) == 1
+
+
+def test_a_tombstone_is_null() -> None:
+    @workflow(triggers=[event("orders")])
+    async def optional(ctx: Any, order_id: str | None) -> None: ...
+
+    @workflow(triggers=[event("orders")])
+    async def needed(ctx: Any, order_id: str) -> None: ...
+
+    found = decoded(None)
+
+    assert [(r.workflow, r.input) for r in found.requests] == [("optional", b'{"order_id":null}')]
+    assert reasons(found) == [("needed", "unbound")]
+
+
+def test_a_run_that_ended_can_trigger_another_workflow_but_never_itself() -> None:
+    @workflow(triggers=[event("agnt5.outcomes")])
+    async def report(ctx: Any, run_id: str, status: str, output: Any) -> None: ...
+
+    def outcome(workflow: str) -> bytes:
+        return encode(
+            RunOutcome("r1", workflow, "completed", b'{"a":1}', b'{"b":2}', None, None, "s", "u", 1, 2)
+        )  # fmt: skip
+
+    source = TopicPartition("agnt5.outcomes", 0)
+    (request,) = decoded(outcome("order"), source).requests
+    assert json.loads(request.input) == {"run_id": "r1", "status": "completed", "output": {"b": 2}}
+    assert decoded(outcome("report"), source) == Decoded([], [])
+    assert reasons(decoded(encode(SignalSent("r", "c", "n", b"1")), source)) == [(None, "undecodable")]
+
+
+# ------------------------------------------------------------------ schema registry
+
+LINE = {"type": "record", "name": "Line", "namespace": "shop", "fields": [{"name": "sku", "type": "string"}]}
+ORDER = {
+    "type": "record",
+    "name": "Order",
+    "fields": [
+        {"name": "order_id", "type": "string"},
+        {"name": "total", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}},
+        {"name": "lines", "type": {"type": "array", "items": "shop.Line"}},
+    ],
+}
+
+
+class Registry(httpx.MockTransport):
+    """A schema registry that is away for the first `away` requests."""
+
+    def __init__(self, away: int = 0) -> None:
+        super().__init__(self.answer)
+        self.away = away
+        self.asked: list[str] = []
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.path)
+        if self.away:
+            self.away -= 1
+            return httpx.Response(503)
+        match request.url.path:
+            case "/schemas/ids/5":
+                references = [{"name": "shop.Line", "subject": "lines", "version": 2}]
+                return httpx.Response(200, json={"schema": json.dumps(ORDER), "references": references})
+            case "/schemas/ids/6":
+                return httpx.Response(200, json={"schema": "{}", "schemaType": "JSON"})
+            case "/schemas/ids/7":
+                return httpx.Response(200, json={"schema": "message A {}", "schemaType": "PROTOBUF"})
+            case "/subjects/lines/versions/2":
+                return httpx.Response(200, json={"schema": json.dumps(LINE)})
+            case _:
+                return httpx.Response(404, json={"error_code": 40403})
+
+
+def wire(schema_id: int, body: bytes) -> bytes:
+    return b"\0" + struct.pack(">I", schema_id) + body
+
+
+def avro_order() -> bytes:
+    from decimal import Decimal
+
+    named: dict[str, Any] = {}
+    fastavro.parse_schema(LINE, named)
+    out = BytesIO()
+    value = {"order_id": "o-1", "total": Decimal("12.50"), "lines": [{"sku": "a"}]}
+    fastavro.schemaless_writer(out, fastavro.parse_schema(ORDER, named), value)
+    return wire(5, out.getvalue())
+
+
+async def test_avro_events_bind_by_the_registrys_schema_and_wait_while_it_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str, total: float, lines: list[dict[str, str]]) -> None: ...
+
+    transport = Registry(away=1)
+    registered = SchemaRegistry("http://registry/", transport)
+    triggers = EventTriggers(registry.workflows(), registered)
+    records = [record(avro_order()), record(avro_order()), record(wire(6, b'{"order_id":"j","total":1,"lines":[]}'))]
+
+    await triggers.prepare(records)
+    found = [triggers.requests(ORDERS, r) for r in records]
+    await registered.close()
+
+    assert [json.loads(f.requests[0].input)["order_id"] for f in found] == ["o-1", "o-1", "j"]
+    assert order.bind(found[0].requests[0].input, strict=False)["total"] == 12.5
+    assert transport.asked.count("/schemas/ids/5") == 2  # once while it was away
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (wire(5, b"\x06"), "read 0"),
+        (wire(7, b"x"), "PROTOBUF"),
+        (wire(404, b"x"), "no schema 404"),
+    ],
+)
+async def test_what_a_registry_cannot_explain_is_one_dead_letter(value: bytes, told: str) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    registered = SchemaRegistry("http://registry", Registry())
+    triggers = EventTriggers(registry.workflows(), registered)
+    await triggers.prepare([record(value)])
+    found = triggers.requests(ORDERS, record(value))
+    await registered.close()
+
+    assert reasons(found) == [(None, "undecodable")]
+    assert told in found.letters[0].detail
+
+
+def test_wire_format_without_a_registry_names_the_setting() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    found = decoded(wire(5, b"x"))
+
+    assert "AGNT5_SCHEMA_REGISTRY_URL" in found.letters[0].detail
