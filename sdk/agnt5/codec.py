@@ -149,7 +149,7 @@ def codec_for(annotation: Any) -> Codec:
     try:
         return _codec(annotation)
     except TypeError as error:
-        if isinstance(error, DefinitionError) or "unhashable" not in str(error):
+        if "unhashable" not in str(error):
             raise
         return _codec.__wrapped__(annotation)  # Annotated with an unhashable part
 

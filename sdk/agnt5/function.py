@@ -225,6 +225,7 @@ class Function(Generic[R]):
         """The same function under another policy."""
         other: Function[R] = Function(self.fn, self.name, policy, self._declaration)
         other.ask_options = policy.to_json()
+        other._codec, other._coercers = self._codec, self._coercers
         return other
 
     @property

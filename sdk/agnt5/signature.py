@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from agnt5.errors import DefinitionError
 
@@ -65,7 +65,7 @@ class Declaration:
         found = getattr(fn, "__globals__", None)
         if found is None:
             found = vars(sys.modules.get(getattr(fn, "__module__", ""), sys))
-        return dict(found)
+        return cast("dict[str, Any]", found)
 
     def _locals(self, fn: Any) -> dict[str, Any]:
         names = dict(self._names or {})
