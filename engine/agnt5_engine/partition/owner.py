@@ -68,7 +68,7 @@ class Surroundings:
     retention_ms: int
     checkpoint_seconds: float
     schedules: Sequence[Schedule] = ()  # those of all partitions
-    resident: int = 10_000  # live runs kept in memory after a checkpoint
+    resident: int = 500  # idle live runs kept in memory after a checkpoint
 
 
 class Owner:

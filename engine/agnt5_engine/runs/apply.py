@@ -53,9 +53,9 @@ from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance, moved, park, state_written
 from agnt5_engine.runs.ask import ask_pending
 from agnt5_engine.runs.commands import (
-    apply_changes,
     begun_attempt,
     cancel_requested,
+    changed,
     failure,
     retry_requested,
     run_requested,
@@ -408,7 +408,7 @@ def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
     if r.base != session.base:
         state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
         return
-    session.state = apply_changes(session.state, r.changes)
+    session.state = changed(session.state, r.changes)
     session.base = held.offset
     session.lock = None
     state.session_changed(session)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
+from agnt5.state import apply_changes
 from agnt5_engine.records.journal import (
     CancelRequested,
     RetryRequested,
@@ -222,14 +223,15 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
     asker = f"{r.run_id}/{r.path}"
     reply = user.replies.get(asker)
     if reply is None:
-        applied = True
+        answer: dict[str, Any] = {}
         if r.op == "write":
-            applied = r.version is None or r.version == user.version
-            if applied:
-                user.state = apply_changes(user.state, r.changes)
+            answer["applied"] = r.version is None or r.version == user.version
+            if answer["applied"]:
+                user.state = changed(user.state, r.changes)
                 user.version += 1
-        body = {k: from_json(v) for k, v in user.state.items()}
-        reply = to_json({"applied": applied, "version": user.version, "state": body})
+        answer["version"] = user.version
+        answer["state"] = {k: from_json(v) for k, v in user.state.items()}
+        reply = to_json(answer)
         if r.op == "write":
             user.replies[asker] = reply
             while len(user.replies) > _REPLIES:
@@ -238,15 +240,11 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
     post_reply(state, r.run_id, r.path, reply)
 
 
-def apply_changes(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:
-    """A state after {"set": {...}, "delete": [...], "clear": bool}: cleared, then deleted from, then set."""
-    change = from_json(changes)
-    result = {} if change.get("clear") else dict(current)
-    for key in change.get("delete", ()):
-        result.pop(key, None)
-    for key, value in change.get("set", {}).items():
-        result[key] = to_json(value)
-    return result
+def changed(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:
+    """A state after the changes of a WriteAsk or UserStateAsk; the old one stays as it was."""
+    values = dict(current)
+    apply_changes(values, changes)
+    return values
 
 
 def failure(error_type: str | None, message: str | None, traceback: str | None, step: str | None) -> ErrorInfo | None:

@@ -1,0 +1,248 @@
+"""Every durable operation on the real engine, live and over a crash."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5.types import event
+from agnt5_engine.ports import Refused
+from tests.engine.conftest import Engine
+
+CALLS: list[str] = []
+
+
+@function
+async def double(ctx: FunctionContext, n: int) -> int:
+    CALLS.append(ctx.idempotency_key)
+    return n * 2
+
+
+@function(retries={"max_attempts": 3, "initial_interval_ms": 10})
+async def flaky(ctx: FunctionContext) -> int:
+    if ctx.attempt < 2:
+        raise ValueError(f"attempt {ctx.attempt}")
+    return ctx.attempt
+
+
+@function(retries=1)
+def refuses(reason: str) -> None:
+    raise ValueError(reason)
+
+
+@workflow
+async def asks(ctx: WorkflowContext) -> dict:
+    decision = await ctx.wait_for_user("Approve?", input_type="approval")
+    return {"decision": decision, "doubled": await ctx.step(double, 4)}
+
+
+async def test_an_answer_reaches_its_run_after_a_crash_and_a_wrong_one_is_refused(engine: Engine) -> None:
+    run_id = await engine.submit("asks")
+    await engine.restart(crash=True)
+    run = await engine.processor.run(run_id)
+    assert run.status == "awaiting_user_input"
+    assert [a.question for a in await engine.processor.approvals()] == ["Approve?"]
+    with pytest.raises(Refused) as refused:
+        await engine.processor.answer(run_id, "perhaps", None, "ann")
+    assert refused.value.reason == "invalid_answer"
+    await engine.processor.answer(run_id, "approve", None, "ann")
+    assert (await engine.processor.finished(run_id)).output == {"decision": "approve", "doubled": 8}
+    with pytest.raises(Refused):
+        await engine.processor.answer(run_id, "approve", None, "bob")
+    assert await engine.processor.approvals() == []
+
+
+@workflow
+async def signalled(ctx: WorkflowContext) -> list:
+    first = await ctx.wait_for_signal("go")
+    await ctx.step(double, 1)
+    return [first, await ctx.wait_for_signal("go"), await ctx.wait_for_signal("other")]
+
+
+async def test_signals_are_buffered_in_order_and_deduplicated(engine: Engine) -> None:
+    run_id = await engine.submit("signalled")
+    for payload, id in ((1, "a"), (2, "b"), (2, "b")):
+        await engine.processor.signal(run_id, "go", payload, id)
+    await engine.restart(crash=True)
+    await engine.processor.signal(run_id, "other", 3, None)
+    assert (await engine.processor.finished(run_id)).output == [1, 2, 3]
+
+
+@workflow
+async def parent(ctx: WorkflowContext, n: int) -> dict:
+    handle = await ctx.start(child, n)
+    return {"called": await ctx.call(child, n + 1), "started": await handle.result()}
+
+
+@workflow
+async def child(ctx: WorkflowContext, n: int) -> int:
+    await ctx.sleep(0.05)
+    count = await ctx.session.state.update("children", lambda c: c + 1, 0)
+    return await ctx.step(double, n) + 0 * count
+
+
+async def test_children_run_in_their_parents_session(engine: Engine) -> None:
+    run = await engine.run("parent", b'{"n": 1}', session_id="s1")
+    assert run.output == {"called": 4, "started": 2}
+    page = await engine.processor.runs(session_id="s1")
+    assert sorted(r.workflow for r in page.items) == ["child", "child", "parent"]
+    assert {r.parent_run_id for r in page.items} == {None, run.run_id}
+
+
+@workflow
+async def counts(ctx: WorkflowContext) -> int:
+    n = await ctx.session.state.get("n", 0)
+    await ctx.session.state.set("n", n + 1)
+    await ctx.user.state.update("total", lambda t: t + 1, 0)
+    return n + 1
+
+
+@workflow
+async def total(ctx: WorkflowContext) -> int:
+    return await ctx.user.state.get("total", 0)
+
+
+async def test_session_and_user_counters_lose_nothing_over_crashes(engine: Engine) -> None:
+    ids: list[str] = []
+    for round in range(3):
+        ids += await asyncio.gather(
+            *(engine.submit("counts", session_id=f"s{i % 2}", user_id="u") for i in range(10))
+        )
+        await engine.restart(crash=round % 2 == 0)
+    runs = [await engine.processor.finished(run_id) for run_id in ids]
+    assert sorted(r.output for r in runs) == sorted([*range(1, 16), *range(1, 16)])
+    assert (await engine.run("total", user_id="u")).output == 30
+
+
+@workflow
+async def retried(ctx: WorkflowContext) -> int:
+    return await ctx.step(flaky)
+
+
+async def test_a_step_is_tried_again_and_its_attempts_are_in_the_history(engine: Engine) -> None:
+    run = await engine.run("retried")
+    assert run.output == 2
+    events = await engine.processor.events(run.run_id)
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    assert [e.type for e in events].count("workflow.step.failed") == 2
+    assert events[-1].type == "run.completed"
+
+
+@workflow
+async def fails(ctx: WorkflowContext) -> None:
+    await ctx.step(double, 1)
+    await ctx.step(refuses, "no stock")
+
+
+async def test_a_failed_run_says_why_and_goes_on_from_what_failed(engine: Engine) -> None:
+    before = len(CALLS)
+    run = await engine.run("fails")
+    assert run.status == "failed"
+    assert run.error is not None
+    assert (run.error.type, run.error.message, run.error.step) == ("ValueError", "no stock", "refuses")
+    await engine.processor.retry(run.run_id)
+    again = await engine.processor.finished(run.run_id)
+    assert again.status == "failed"
+    assert len(CALLS) == before + 1
+
+
+@workflow(timeout=0.2)
+async def too_long(ctx: WorkflowContext) -> None:
+    await ctx.sleep(3600)
+
+
+@workflow
+async def cleans_up(ctx: WorkflowContext) -> None:
+    try:
+        await ctx.sleep(3600)
+    finally:
+        await ctx.step(double, 21)
+
+
+async def test_cancel_and_time_out_end_runs_after_their_clean_up(engine: Engine) -> None:
+    assert (await engine.run("too_long")).status == "timeout"
+    run_id = await engine.submit("cleans_up")
+    before = len(CALLS)
+    await engine.processor.cancel(run_id, force=False)
+    assert (await engine.processor.finished(run_id)).status == "cancelled"
+    assert len(CALLS) == before + 1
+
+
+@workflow
+async def in_place(ctx: WorkflowContext) -> int:
+    n = await double(ctx, 5)
+    await ctx.sleep(0.05)
+    return n + await double(ctx, n)
+
+
+async def test_an_in_place_call_is_awaited_and_run_again_after_a_crash(engine: Engine) -> None:
+    assert (await engine.run("in_place")).output == 30
+
+
+@workflow
+async def many(ctx: WorkflowContext, n: int) -> dict:
+    result = await ctx.batch(double, list(range(n)), max_concurrency=200)
+    return {"done": result.stats.completed_items, "sum": sum(result.outputs)}
+
+
+async def test_ten_thousand_items_complete_and_a_restart_runs_no_completed_item_again(engine: Engine) -> None:
+    CALLS.clear()
+    run_id = await engine.submit("many", b'{"n": 10000}')
+
+    async def half_done() -> bool:
+        return len(CALLS) > 4000
+
+    await engine.until(half_done)
+    await engine.restart(crash=True)
+    run = await asyncio.wait_for(engine.processor.finished(run_id), 60)
+    assert run.output == {"done": 10000, "sum": 2 * sum(range(10000))}
+    assert len(set(CALLS)) == 10000
+    assert len(CALLS) <= 10000 + 200 + 1000  # what was in flight, or done and not yet acknowledged
+
+
+@workflow(triggers=[event("made.here")])
+async def listens(ctx: WorkflowContext, n: int) -> int:
+    return n
+
+
+@workflow
+async def emits(ctx: WorkflowContext, n: int) -> str:
+    await ctx.emit("made.here", {"n": n})
+    return "sent"
+
+
+async def test_an_emitted_event_starts_its_subscriber_once(engine: Engine) -> None:
+    assert (await engine.run("emits", b'{"n": 7}')).output == "sent"
+
+    async def heard() -> list:
+        return [r.output for r in (await engine.processor.runs(workflow="listens", status="completed")).items]
+
+    assert await engine.until(heard) == [7]
+
+
+@workflow
+async def local_steps(ctx: WorkflowContext) -> list:
+    async def tell() -> str:
+        return "from a coroutine"
+
+    one = await ctx.step("one", tell())
+    two = await ctx.step("two", lambda: 2)
+    return [one, two, await ctx.step("double", 3)]
+
+
+async def test_steps_without_a_registered_function_run_and_are_kept(engine: Engine) -> None:
+    assert (await engine.run("local_steps")).output == ["from a coroutine", 2, 6]
+
+
+@workflow
+async def remembers(ctx: WorkflowContext) -> None:
+    await ctx.state.set("phase", "waiting")
+    await ctx.wait_for_signal("never")
+
+
+async def test_run_state_can_be_read_from_outside_after_a_crash(engine: Engine) -> None:
+    run_id = await engine.submit("remembers")
+    await engine.restart(crash=True)
+    assert await engine.processor.state(run_id) == {"phase": "waiting"}
