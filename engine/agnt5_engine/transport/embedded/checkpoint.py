@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agnt5_engine.transport.base import FencedError, Message, TopicPartition, TransportError
-from agnt5_engine.transport.embedded import batches
 from agnt5_engine.transport.embedded.group_commit import Group
 from agnt5_engine.transport.embedded.store import Store, epoch_key
 
@@ -58,9 +57,7 @@ class EmbeddedCheckpointer:
         log = self._log
         partition = log.topics_by_name.partition(self._changelog)
         log.topics_by_name.partition(journal)
-        pieces = [batches.lay_out(rows[at : at + 500]) for at in range(0, len(rows), 500)]
-        for piece in pieces:
-            log.check_messages(partition, piece)
+        pieces = log.lay_out(partition, rows)
 
         def change(commit: Group) -> int:
             if log.epochs.latest(self._transactional_id) != self._epoch:

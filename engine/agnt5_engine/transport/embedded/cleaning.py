@@ -55,6 +55,7 @@ class Cleaner:
             await asyncio.sleep(INTERVAL)
             try:
                 await self.round()
+                self._log.store.note_files()
             except TransportError as error:
                 log.warning("log_cleaning_failed", error=str(error))
 

@@ -31,13 +31,11 @@ from agnt5_engine.transport.embedded.store import (
     offset_of,
     split_group_key,
 )
-from agnt5_engine.transport.embedded.topics import Partition, Topics
+from agnt5_engine.transport.embedded.topics import Partition, Topic, Topics
 
 READ_RECORDS = 2000
 READ_BYTES = 4 << 20
-_PIECE_RECORDS = 500
-_APPEND_BYTES = 4 << 20
-_NO_ACK = Ack(-1, -1)
+_PIECE_RECORDS = 250
 
 _open: dict[Path, EmbeddedLog] = {}
 
@@ -77,52 +75,34 @@ class EmbeddedLog:
     # -- appending
 
     async def append(self, target: TopicPartition, messages: Sequence[Message]) -> Ack:
-        partition = self.topics_by_name.partition(target)
-        self.cleaner.wake()
+        """However many the messages are, they land together: all of them or, on an error, none."""
         if not messages:
             raise ValueError("append needs at least one message")
+        partition = self.topics_by_name.partition(target)
+        self.cleaner.wake()
+        return await self.commit.append(partition, self.lay_out(partition, messages))
+
+    def lay_out(self, partition: Partition, messages: Sequence[Message]) -> list[batches.Piece]:
+        """The messages in the pieces they are stored in. Raises TooLargeError, and TransportError for a missing key."""
         if len(messages) <= _PIECE_RECORDS:
-            piece = batches.lay_out(messages)
-            self.check_messages(partition, piece)
-            if piece.size <= _APPEND_BYTES:
-                return await self.commit.append(partition, (piece,))
-        first = _NO_ACK
-        for pieces in self._portions(partition, messages):
-            ack = await self.commit.append(partition, pieces)
-            if first is _NO_ACK:
-                first = ack
-        return first
-
-    def check_messages(self, partition: Partition, piece: batches.Piece) -> None:
+            pieces = [batches.lay_out(messages)]
+        else:
+            parts = range(0, len(messages), _PIECE_RECORDS)
+            pieces = [batches.lay_out(messages[at : at + _PIECE_RECORDS]) for at in parts]
         topic = partition.topic
-        if piece.size > topic.max_message_bytes:
-            for message in piece.messages:
-                if (size := batches.size(message)) > topic.max_message_bytes:
-                    raise TooLargeError(
-                        f"a record of {size} bytes is more than topic {topic.name!r} takes: "
-                        f"{topic.max_message_bytes} (raise AGNT5_MAX_PAYLOAD_BYTES, or keep large data elsewhere)"
-                    )
-        if topic.compacted and any(message[0] is None for message in piece.messages):
+        for piece in pieces:
+            if piece.size > topic.max_message_bytes:
+                _check_sizes(topic, piece.messages)
+        if topic.compacted and any(message[0] is None for message in messages):
             raise TransportError(f"topic {topic.name!r} is compacted: every record needs a key")
-
-    def _portions(self, partition: Partition, messages: Sequence[Message]) -> list[list[batches.Piece]]:
-        """What is too much for one write, cut into several; nothing is written when any record is too large."""
-        portions: list[list[batches.Piece]] = [[]]
-        size = 0
-        for first in range(0, len(messages), _PIECE_RECORDS):
-            piece = batches.lay_out(messages[first : first + _PIECE_RECORDS])
-            self.check_messages(partition, piece)
-            if portions[-1] and size + piece.size > _APPEND_BYTES:
-                portions.append([])
-                size = 0
-            portions[-1].append(piece)
-            size += piece.size
-        return portions
+        return pieces
 
     # -- reading
 
     async def read(self, source: TopicPartition, start: int, end: int) -> AsyncIterator[Batch]:
         partition = self.topics_by_name.partition(source)
+        if start < end:
+            _check_offset(partition, start)
         position = start
         moved = asyncio.Event()
         while position < end:
@@ -143,11 +123,7 @@ class EmbeddedLog:
         self, partition: Partition, start: int, end: int, records: int = READ_RECORDS, size: int = READ_BYTES
     ) -> Batch:
         """At least the next stored batch from `start` on, at most up to `end` (<= `partition.end`)."""
-        if start < partition.start or start > partition.end:
-            raise OffsetGoneError(
-                f"{partition.topic.name}[{partition.number}] holds offsets {partition.start} to {partition.end}, "
-                f"not {start}"
-            )
+        _check_offset(partition, start)
         if start >= end:
             return Batch([], start)
         tail = partition.tail
@@ -283,6 +259,22 @@ class EmbeddedLog:
         await self.commit.close()
         _open.pop(self._identity, None)
         self.store.close()
+
+
+def _check_offset(partition: Partition, offset: int) -> None:
+    if not partition.start <= offset <= partition.end:
+        raise OffsetGoneError(
+            f"{partition.topic.name}[{partition.number}] has offsets {partition.start} to {partition.end}, not {offset}"
+        )
+
+
+def _check_sizes(topic: Topic, messages: Sequence[Message]) -> None:
+    for message in messages:
+        if (size := batches.size(message)) > topic.max_message_bytes:
+            raise TooLargeError(
+                f"a record of {size} bytes is more than topic {topic.name!r} takes: its max.message.bytes is "
+                f"{topic.max_message_bytes}. Raise AGNT5_MAX_PAYLOAD_BYTES, or keep large data elsewhere."
+            )
 
 
 def _from_tail(partition: Partition, start: int, end: int, limit: int) -> Batch:

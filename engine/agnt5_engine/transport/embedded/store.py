@@ -5,7 +5,7 @@ One key space, told apart by the first byte:
     f                                    format version
     i                                    cluster ID
     t <name>                             a topic, as JSON
-    p <topic> <partition>                a partition's bounds (`PartitionState`)
+    p <topic> <partition>                a partition's bounds (`topics.Partition`)
     g <topic> <partition> <group>        a group's offset
     e <transactional id>                 a fencing epoch
     r <topic> <partition> <offset>       a batch of records (`batches`), by its first offset
@@ -16,9 +16,7 @@ Topic and partition are 4 bytes, offsets 8, all big-endian, so that a partition'
 from __future__ import annotations
 
 import contextlib
-import json
-import mmap
-import os
+import enum
 import struct
 import uuid
 from collections.abc import Iterator
@@ -28,11 +26,8 @@ from typing import Any, Final
 import rocksdict
 
 from agnt5_engine.transport.base import RetriableError, TransportError
-
-try:
-    import fcntl
-except ImportError:  # Windows: RocksDB's own lock still holds, it only cannot say who has it
-    fcntl = None  # type: ignore[assignment]
+from agnt5_engine.transport.embedded.acked import AckedMark
+from agnt5_engine.transport.embedded.lock import Lock, StoreError
 
 FORMAT: Final = 1
 SCHEME: Final = "embedded://"
@@ -49,10 +44,6 @@ _MIB = 1 << 20
 _NO_ROOM = ("No space left", "Disk quota exceeded", "File too large", "no space", "NoSpace")
 
 WriteBatch = rocksdict.WriteBatch
-
-
-class StoreError(TransportError):
-    """The directory cannot be used as it is. The message names it, and what to do."""
 
 
 def directory_of(url: str) -> Path:
@@ -102,8 +93,8 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.path = directory / "log"
-        self._lock = _Lock(self.path)
-        self._acked = _AckedMark(self.path / "ACKED")
+        self._lock = Lock(self.path)
+        self._acked = AckedMark(self.path / "ACKED")
         try:
             self.db = self._open()
             self.cluster_id = self._identity()
@@ -115,35 +106,54 @@ class Store:
     # -- opening
 
     def _open(self) -> Any:
+        tail = _Tail.WHOLE
+        if (self.path / "CURRENT").exists():
+            tail = self._inspect()
         try:
-            db = rocksdict.Rdict(str(self.path), _options(strict=True))
+            return rocksdict.Rdict(str(self.path), _options(tail))
         except Exception as error:
-            if "Corruption" not in str(error):
-                raise self.explain(error) from error
-            db = self._open_torn(error)
-        if db.latest_sequence_number() < self._acked.read():
-            missing = self._acked.read() - db.latest_sequence_number()
-            db.close()
-            raise self.damaged(f"it lacks the last {missing} writes that were acknowledged")
-        return db
+            raise self.explain(error) from error
 
-    def _open_torn(self, error: Exception) -> Any:
-        """After a power cut the end of the write-ahead log may be torn. That is harmless when all that was
-        acknowledged lies before the tear, which is looked up read-only, so that a look changes nothing."""
-        try:
-            look = rocksdict.Rdict(
-                str(self.path), _options(strict=False), access_type=rocksdict.AccessType.read_only(False)
-            )
-            whole = look.latest_sequence_number() >= self._acked.read()
-            look.close()
-        except Exception:
-            whole = False
-        if not whole:
-            raise self.damaged(str(error)) from error
-        try:
-            return rocksdict.Rdict(str(self.path), _options(strict=False))
-        except Exception as again:
-            raise self.explain(again) from again
+    def _inspect(self) -> _Tail:
+        """Look before touching: opening for writing drops what it cannot read, and files of a newer format.
+
+        After a power cut the end of the write-ahead log may be torn. That is harmless when all that was acknowledged
+        lies before the tear.
+        """
+        acked = self._acked.read()
+        shrunk = self._acked.shrunk_manifest()
+        if shrunk:
+            raise self.damaged(shrunk)
+        trouble: Exception | None = None
+        for tail in _Tail:
+            try:
+                look = rocksdict.Rdict(
+                    str(self.path), _options(tail), access_type=rocksdict.AccessType.read_only(False)
+                )
+            except Exception as error:
+                if "Corruption" not in str(error):
+                    raise self.explain(error) from error
+                trouble = trouble or error
+                continue
+            try:
+                version = look.get(_FORMAT_KEY)
+                sequence = look.latest_sequence_number()
+            except Exception as error:
+                raise self.explain(error) from error
+            finally:
+                look.close()
+            if version is not None and (found := _U32.unpack(version)[0]) > FORMAT:
+                raise StoreError(
+                    f"{self.path} was written by a newer version: its format is {found}, this version reads up to "
+                    f"{FORMAT}. Upgrade agnt5-kafka, or point AGNT5_BROKER at another directory."
+                )
+            if sequence < acked:
+                lack = f"it lacks the last {acked - sequence} writes that were acknowledged"
+                raise self.damaged(f"{lack} ({trouble})" if trouble else lack)
+            if version is None and sequence > 0:
+                raise self.damaged("its beginning is gone")
+            return tail
+        raise self.damaged(str(trouble))
 
     def _identity(self) -> str:
         stored = self.get(_FORMAT_KEY)
@@ -155,13 +165,6 @@ class Store:
             self.write(batch)
             self.sync()
             return cluster_id
-        (version,) = _U32.unpack(stored)
-        if version > FORMAT:
-            self.db.close()
-            raise StoreError(
-                f"{self.path} was written by a newer version: its format is {version}, this version reads up to "
-                f"{FORMAT}. Upgrade agnt5-kafka, or point AGNT5_BROKER at another directory."
-            )
         name = self.get(_CLUSTER_KEY)
         if name is None:
             raise self.damaged("it has no cluster ID")
@@ -220,6 +223,10 @@ class Store:
         """Note that all up to `sequence` is durable and will be relied upon: an open that finds less is refused."""
         self._acked.write(sequence)
 
+    def note_files(self) -> None:
+        """Note how far RocksDB's list of files has come. To be called now and then."""
+        self._acked.note_manifest()
+
     def reopen(self) -> None:
         """Start over from what is on the disk, after a write failed."""
         with contextlib.suppress(Exception):
@@ -229,6 +236,7 @@ class Store:
     def close(self) -> None:
         with contextlib.suppress(Exception):  # after a failed write RocksDB may refuse; what counts is synced
             self.db.close()
+            self._acked.note_manifest()
         self._acked.close()
         self._lock.release()
 
@@ -257,71 +265,14 @@ class Store:
         )
 
 
-class _Lock:
-    """`OWNER` beside RocksDB's files: locked while this process has the log, and says who that is."""
+class _Tail(enum.Enum):
+    """What to make of the end of the write-ahead log."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path / "OWNER"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to {path}: {error.strerror}. Give AGNT5_BROKER a directory that this user can write to."
-            ) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(self._file)
-                raise self.held_error() from error
-        self.note(None)
-
-    def note(self, url: str | None) -> None:
-        content = json.dumps({"pid": os.getpid(), "url": url}).encode()
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, content, 0)
-
-    def held_error(self) -> StoreError:
-        who = "another process"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            owner = json.loads(self._path.read_bytes())
-            who = f"process {owner['pid']}" + (f" ({owner['url']})" if owner["url"] else "")
-        return StoreError(
-            f"the log in {self._path.parent} is in use by {who}. One process at a time can have an embedded log: "
-            f"stop that one, or use another directory (AGNT5_BROKER=embedded://DIR)."
-        )
-
-    def release(self) -> None:
-        os.close(self._file)
+    WHOLE = enum.auto()  # a last record that is incomplete is dropped, anything else unreadable is an error
+    TORN = enum.auto()  # everything from the first unreadable record on is dropped
 
 
-class _AckedMark:
-    """The highest sequence number that was acknowledged, in a mapped page: written after each sync, so it survives
-    the process, and on a power cut it can only be older than what is on the disk. It tells a torn tail that nobody
-    was promised from records that were lost."""
-
-    def __init__(self, path: Path) -> None:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if os.fstat(file).st_size < _U64.size:
-                os.pwrite(file, bytes(_U64.size), 0)  # a hole would be a SIGBUS on a full disk
-            self._page = mmap.mmap(file, _U64.size)
-        finally:
-            os.close(file)
-
-    def read(self) -> int:
-        return int(_U64.unpack_from(self._page)[0])
-
-    def write(self, sequence: int) -> None:
-        _U64.pack_into(self._page, 0, sequence)
-
-    def close(self) -> None:
-        self._page.close()
-
-
-def _options(*, strict: bool) -> Any:
+def _options(tail: _Tail) -> Any:
     """Small in memory (16 MiB of cache, at most 3 memtables of 16 MiB), quick to append.
 
     Batches of more than 512 bytes go to blob files, so that compaction of the key tree moves keys, not records.
@@ -351,5 +302,6 @@ def _options(*, strict: bool) -> Any:
     options.set_stats_persist_period_sec(0)
     options.set_paranoid_checks(True)
     mode = rocksdict.DBRecoveryMode
-    options.set_wal_recovery_mode(mode.tolerate_corrupted_tail_records() if strict else mode.point_in_time())
+    whole = tail is _Tail.WHOLE
+    options.set_wal_recovery_mode(mode.tolerate_corrupted_tail_records() if whole else mode.point_in_time())
     return options

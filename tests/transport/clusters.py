@@ -1,0 +1,53 @@
+"""The clusters that the guarantees of transport/base.py are checked against, and what the tests say often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from agnt5_engine.transport import open_log
+from agnt5_engine.transport.base import Log, Record, TopicPartition, TopicSpec
+
+
+class Cluster(Protocol):
+    """One place where logs are kept."""
+
+    url: str
+
+    def open(self) -> Log: ...
+
+
+class Directory:
+    def __init__(self, path: Path) -> None:
+        self.url = f"embedded://{path}"
+
+    def open(self) -> Log:
+        return open_log(self.url, None)
+
+
+def spec(
+    name: str,
+    partitions: int = 1,
+    *,
+    cleanup: str = "delete",
+    retention_ms: int | None = None,
+    max_message_bytes: int = 1 << 20,
+) -> TopicSpec:
+    return TopicSpec(name, partitions, cleanup, retention_ms, max_message_bytes, log_append_time=True)
+
+
+async def made(log: Log, name: str, partitions: int = 1, *, cleanup: str = "delete") -> TopicPartition:
+    """A new topic's first partition."""
+    await log.create([spec(name, partitions, cleanup=cleanup)], 1)
+    return TopicPartition(name, 0)
+
+
+async def everything(log: Log, source: TopicPartition, start: int | None = None) -> list[Record]:
+    first, end = await log.bounds(source)
+    records: list[Record] = []
+    position = first if start is None else start
+    async for batch in log.read(source, position, end):
+        records += batch.records
+        position = batch.next_offset
+    assert position == end
+    return records
