@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 from typing_extensions import TypeVar
 
 from agnt5 import registry
-from agnt5.codec import PLAIN, Codec, codec_for, encode_plain, explain
+from agnt5.codec import PLAIN, Codec, encode_plain, explain
 from agnt5.errors import DefinitionError, InputError
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import BackoffPolicy, RetryPolicy, StepOptions
@@ -193,7 +193,7 @@ class Function(Generic[R]):
         """Of the return annotation. Raises DefinitionError for one that cannot be kept."""
         if self._codec is None:
             try:
-                self._codec = codec_for(self._declaration.annotation("return"))
+                self._codec = self._declaration.codec("return")
             except DefinitionError as error:
                 raise DefinitionError(f"{self._declaration.place}: result of function {self.name!r}: {error}") from None
         return self._codec
@@ -225,7 +225,6 @@ class Function(Generic[R]):
         """The same function under another policy."""
         other: Function[R] = Function(self.fn, self.name, policy, self._declaration)
         other.ask_options = policy.to_json()
-        other._codec, other._coercers = self._codec, self._coercers
         return other
 
     @property
@@ -249,7 +248,7 @@ class _Coercers:
         self.every_keyword: Codec | None = None
         for parameter in declaration.parameters:
             try:
-                codec = codec_for(declaration.annotation(parameter.name))
+                codec = declaration.codec(parameter.name)
             except DefinitionError as error:
                 if str(error).startswith(declaration.place):
                     raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
+from agnt5.codec import Codec, codec_for
 from agnt5.errors import DefinitionError
 
 EMPTY: Any = inspect.Parameter.empty
@@ -19,7 +20,7 @@ class Declaration:
     `names` of types may be defined after it (or only inside an enclosing function), so annotations are resolved when
     they are first needed."""
 
-    __slots__ = ("_names", "fn", "has_ctx", "parameters", "signature")
+    __slots__ = ("_codecs", "_names", "fn", "has_ctx", "parameters", "signature")
 
     def __init__(self, fn: Callable[..., Any], enclosing: Mapping[str, Any] | None = None) -> None:
         self.fn = fn
@@ -34,6 +35,7 @@ class Declaration:
         self.parameters = parameters
         self.signature = signature.replace(parameters=parameters)
         self._names = enclosing
+        self._codecs: dict[str, Codec] = {}
 
     @property
     def place(self) -> str:
@@ -59,6 +61,13 @@ class Declaration:
                 f"{self.place}: the {where} of {self.fn.__qualname__} cannot be resolved: {error}. Import that name "
                 "when the program runs, not only under TYPE_CHECKING"
             ) from None
+
+    def codec(self, name: str) -> Codec:
+        """The codec of a parameter, or of "return". Raises DefinitionError."""
+        found = self._codecs.get(name)
+        if found is None:
+            found = self._codecs[name] = codec_for(self.annotation(name))
+        return found
 
     @staticmethod
     def _globals(fn: Any) -> dict[str, Any]:

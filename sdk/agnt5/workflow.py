@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from agnt5 import registry
 from agnt5.binding import Binder, check_input
-from agnt5.codec import Codec, codec_for, encode_plain
+from agnt5.codec import Codec, encode_plain
 from agnt5.errors import DefinitionError, EncodeError, InputError
 from agnt5.function import Function
 from agnt5.signature import Declaration, enclosing_names, place
@@ -134,7 +134,7 @@ class Workflow(Generic[R]):
         """Of the return annotation. Raises DefinitionError for one that cannot be kept."""
         if self._codec is None:
             try:
-                self._codec = codec_for(self._declaration.annotation("return"))
+                self._codec = self._declaration.codec("return")
             except DefinitionError as error:
                 raise DefinitionError(f"{self.place}: output of workflow {self.name!r}: {error}") from None
         return self._codec
