@@ -96,7 +96,7 @@ async def test_what_still_does_not_fit_is_refused_with_the_reason() -> None:
     async def order(ctx: Any, order_id: str) -> None: ...
 
     triggers = EventTriggers(registry.workflows())
-    with pytest.raises(Refused, match="still cannot be taken: workflow order: .*order_id") as refused:
+    with pytest.raises(Refused, match=r"still cannot be taken: workflow order: .*order_id") as refused:
         await redriven(letter(1, b"{}"), letter(1, b"{}").record, triggers, "agnt5.journal")
     assert refused.value.reason == "unbound"
 
@@ -129,8 +129,8 @@ async def test_bad_events_become_dead_letters_and_start_their_runs_once_the_code
 
     registry.clear()
 
-    @workflow(triggers=[event("orders")])  # type: ignore[no-redef]
-    async def order(ctx: Any, order_id: str | None = None, id: str = "") -> str:
+    @workflow(name="order", triggers=[event("orders")])
+    async def corrected(ctx: Any, order_id: str | None = None, id: str = "") -> str:
         return order_id or id
 
     async with processor(tmp_path) as engine:

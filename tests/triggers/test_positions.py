@@ -1,0 +1,124 @@
+"""Where a trigger starts reading, and that what is skipped or lost is said."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from agnt5.types import event
+from agnt5.workflow import workflow
+from agnt5_engine.settings import Settings
+from agnt5_engine.transport import open_log
+from agnt5_engine.transport.base import Message, TopicPartition, TopicSpec
+from agnt5_engine.transport.embedded.log import EmbeddedLog
+from agnt5_engine.triggers import positions
+from agnt5_engine.triggers.positions import place_trigger, position, rule
+
+from .engine import processor, runs_of
+
+SOURCE = TopicPartition("orders", 0)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[EmbeddedLog]:
+    log = open_log(f"embedded://{tmp_path}/log", None)
+    assert isinstance(log, EmbeddedLog)
+    await log.create([TopicSpec("orders", 2, "delete", None, 100_000)], 1)
+    for n in range(3):
+        await log.append(SOURCE, [Message(None, b"%d" % n)])
+    yield log
+    await log.close()
+
+
+class Committed:
+    """The log, with these offsets committed."""
+
+    def __init__(self, log: EmbeddedLog, offsets: dict[TopicPartition, int]) -> None:
+        self._log = log
+        self._offsets = offsets
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    async def committed(self, group: str, source: TopicPartition) -> int | None:
+        return self._offsets.get(source)
+
+
+def test_the_rule_is_committed_then_earliest_if_known_then_the_setting() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    for start in ("latest", "earliest", moment):
+        assert rule(5, topic_known=False, start=start) == "committed"  # type: ignore[arg-type]
+        assert rule(None, topic_known=True, start=start) == "earliest"  # type: ignore[arg-type]
+    assert rule(None, topic_known=False, start="latest") == "latest"
+    assert rule(None, topic_known=False, start="earliest") == "earliest"
+    assert rule(None, topic_known=False, start=moment) == "time"
+
+
+async def test_latest_says_how_many_events_it_skips(log: EmbeddedLog) -> None:
+    with capture_logs() as told:
+        found = await position(log, "g", SOURCE, partitions=2, start="latest")
+
+    assert found == (3, "latest", 3)
+    (line,) = [line for line in told if line["event"] == "trigger.skips"]
+    assert (line["events"], line["topic"], line["partition"]) == (3, "orders", 0)
+
+
+async def test_a_partition_that_appears_later_starts_at_its_beginning(log: EmbeddedLog) -> None:
+    known = Committed(log, {TopicPartition("orders", 1): 0})
+
+    assert (await position(known, "g", SOURCE, partitions=2, start="latest")).offset == 0  # type: ignore[arg-type]
+
+
+async def test_a_time_starts_at_the_first_event_from_then_on(log: EmbeddedLog) -> None:
+    before = datetime(2020, 1, 1, tzinfo=UTC)
+    after = datetime(2099, 1, 1, tzinfo=UTC)
+
+    assert (await position(log, "g", SOURCE, partitions=2, start=before)).offset == 0
+    assert (await position(log, "g", SOURCE, partitions=2, start=after)).offset == 3
+
+
+async def test_a_topic_made_anew_is_read_from_its_beginning_once_that_is_sure(
+    log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(positions, "_SETTLES", 0.02)
+    monkeypatch.setattr(positions, "_LOOK_AGAIN", 0.01)
+    with capture_logs() as told:
+        found = await position(Committed(log, {SOURCE: 99}), "g", SOURCE, partitions=2, start="latest")  # type: ignore[arg-type]
+
+    assert found.offset == 0
+    assert "trigger.topic_is_shorter" in [line["event"] for line in told]
+
+
+async def test_a_group_whose_offsets_the_broker_forgot_starts_at_the_beginning(
+    tmp_path: Path, log: EmbeddedLog
+) -> None:
+    settings = Settings(broker=f"embedded://{tmp_path}/log", partitions=1, trigger_start="latest")
+    await log.create([TopicSpec(settings.changelog_topic, 1, "compact", None, 100_000)], 1)
+    await log.create([TopicSpec(settings.journal_topic, 1, "delete", None, 100_000)], 1)
+    assert await place_trigger(log, settings, SOURCE) == 3
+
+    await log.append(TopicPartition(settings.changelog_topic, 0), [Message(b"m", b"x")])
+
+    assert await place_trigger(log, settings, SOURCE) == 0
+
+
+async def test_the_first_position_is_pinned_before_anything_is_read(tmp_path: Path) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, n: int) -> int:
+        return n
+
+    log = open_log(f"embedded://{tmp_path}", None)
+    await log.create([TopicSpec("orders", 1, "delete", None, 100_000)], 1)
+    await log.append(SOURCE, [Message(None, b'{"n": 0}')])
+    async with processor(tmp_path, trigger_start="latest"):
+        pass
+    await log.append(SOURCE, [Message(None, b'{"n": 1}')])  # while nothing runs
+
+    async with processor(tmp_path, trigger_start="latest") as engine:
+        assert [run.output for run in await runs_of(engine, "order", 1)] == [1]
+    await log.close()
