@@ -94,9 +94,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning_once_that_is_sure(
     assert "trigger.topic_is_shorter" in [line["event"] for line in told]
 
 
-async def test_a_group_whose_offsets_the_broker_forgot_starts_at_the_beginning(
-    tmp_path: Path, log: EmbeddedLog
-) -> None:
+async def test_a_group_whose_offsets_were_forgotten_starts_at_the_beginning(tmp_path: Path, log: EmbeddedLog) -> None:
     settings = Settings(broker=f"embedded://{tmp_path}/log", partitions=1, trigger_start="latest")
     await log.create([TopicSpec(settings.changelog_topic, 1, "compact", None, 100_000)], 1)
     await log.create([TopicSpec(settings.journal_topic, 1, "delete", None, 100_000)], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -237,7 +238,7 @@ async def test_times_missed_while_the_processor_was_away_are_made_up_for_by_poli
             await runs_of(engine, f"tick_{catch_up}", 3)
             runs = await runs_of(engine, f"tick_{catch_up}", 1)
             due = [datetime.fromisoformat(run.trigger.model_dump()["due"]).timestamp() for run in runs]
-            gaps = [round((b - a) / 0.4) for a, b in zip(due, due[1:], strict=False)]
+            gaps = [round((b - a) / 0.4) for a, b in pairwise(due)]
             made[catch_up] = max(gaps)
     assert made["all"] == 1
     assert made["one"] >= 4
