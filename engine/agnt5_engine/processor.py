@@ -47,6 +47,7 @@ from agnt5_engine.transport.base import (
     RetriableError,
     TopicPartition,
 )
+from agnt5_engine.watchdog import Watchdog
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -397,6 +398,7 @@ async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bo
         log.info("processor.starting", instance=processor.instance_id, slot=slot.number, broker=settings.broker)
         await server.start(create_app(processor, settings, RegistryCatalog()))
         stop = asyncio.Event()
+        watchdog = Watchdog()
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
@@ -404,6 +406,7 @@ async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bo
             await _until(stop, processor)
         finally:
             await processor.close(leave=leave)
+            watchdog.close()
             log.info("processor.stopped", instance=processor.instance_id)
     finally:
         await server.stop()

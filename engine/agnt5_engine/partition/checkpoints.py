@@ -30,6 +30,12 @@ log = structlog.get_logger()
 _MANY = 4000
 
 
+#: Take-overs without an ordinary checkpoint that are nobody's fault in particular.
+_CARELESS = 2
+#: Owners that may die applying one announced record before its run is parked: one may have been killed from outside.
+_DEATHS = 2
+
+
 class Checkpoints:
     """Writes them, one at a time."""
 
@@ -39,11 +45,55 @@ class Checkpoints:
         self._changelog_offset = restored.changelog_offset
         self._around = around
         self._written = restored.marker.applied if restored.marker is not None else -2
-        self._takeovers = (restored.marker.takeovers if restored.marker is not None else 0) + 1
+        before = restored.marker
+        self._takeovers = 1 if before is None or before.clean else before.takeovers + 1
+        self._suspect = before.suspect if before is not None and not before.clean else None
+        self._deaths = before.deaths + 1 if self._suspect is not None and before is not None else 0
         self._soon = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._unwritten: tuple[list[Row], MarkerRow] | None = None
         self._lock = asyncio.Lock()
+
+    # ------------------------------------------------------------------ at take-over
+
+    @property
+    def careful(self) -> bool:
+        """So many owners have died without a checkpoint that records are applied one at a time, announced."""
+        return self._takeovers > _CARELESS
+
+    async def taken_over(self) -> None:
+        """Write down that the partition was taken over: whoever comes next can count."""
+        state = self._owner.state
+        if self._deaths >= _DEATHS and self._suspect is not None:
+            state.poison_offset = self._suspect
+        self._unwritten = ([], self._marker(state.applied, clean=False, suspect=self._suspect, deaths=self._deaths))
+        await self.write()
+
+    async def suspect(self, offset: int) -> None:
+        """Checkpoint, and announce that the record at `offset` is applied next."""
+        deaths = self._deaths if offset == self._suspect else 0
+        self._suspect, self._deaths = offset, deaths
+        state = self._owner.state
+        rows = collect(state)
+        self._unwritten = (rows, self._marker(state.applied, clean=False, suspect=offset, deaths=deaths))
+        await self.write()
+
+    def _marker(self, applied: int, *, clean: bool, suspect: int | None = None, deaths: int = 0) -> MarkerRow:
+        owner, state = self._owner, self._owner.state
+        return MarkerRow(
+            applied=applied,
+            claim=state.claim,
+            now=state.now,
+            cluster_id=owner.place.cluster_id,
+            partitions=owner.place.partitions,
+            clean=clean,
+            takeovers=0 if owner.caught_up or clean else self._takeovers,
+            suspect=suspect,
+            deaths=deaths,
+            code_version=self._around.code_version,
+        )
+
+    # ------------------------------------------------------------------ while it is owned
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -86,11 +136,7 @@ class Checkpoints:
         state = owner.state
         if self._unwritten is None or clean:
             older = self._unwritten[0] if self._unwritten is not None else []
-            marker = MarkerRow(
-                applied=state.applied, claim=state.claim, now=state.now, cluster_id=place.cluster_id,
-                partitions=place.partitions, clean=clean, takeovers=0 if owner.caught_up or clean else self._takeovers,
-                code_version=self._around.code_version,
-            )  # fmt: skip
+            marker = self._marker(state.applied, clean=clean)
             self._unwritten = (older + collect(state) + expire(state), marker)
         rows, marker = self._unwritten
         primary = [Message(r.key, r.value) for r in rows if r.key[:1] not in table.DERIVED_FAMILIES]

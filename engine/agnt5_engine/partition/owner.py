@@ -123,8 +123,11 @@ class Owner:
         self._schedules = Schedules(state, tables, count, self.append, self.timers.now)
         for key in list(state.sessions):
             resume_queue(state, key)
+        self._unclean = marker is not None and not marker.clean
+        await self.checkpoints.taken_over()
         self.claim = await claim(self.place, self._around.owner_id, self._around.code_version)
         applied = await self._catch_up(self.claim + 1)
+        state.poison_offset = -1  # once parked, only a retry brings its record back
         log.info("partition.recovered", partition=self.partition, applied=applied, claim=self.claim)
         return self.state.applied + 1
 
@@ -135,6 +138,8 @@ class Owner:
             try:
                 async for batch in self.place.log.read(self.place.journal, state.applied + 1, end):
                     for r in batch.records:
+                        if self.checkpoints.careful:
+                            await self.checkpoints.suspect(r.offset)
                         await self._apply_logged(r.offset, r.time, r)
                         count += 1
                     state.applied = max(state.applied, batch.next_offset - 1)
@@ -152,7 +157,7 @@ class Owner:
     def go_live(self) -> None:
         """Ask for everything pending and start checkpointing."""
         self.caught_up = True
-        ask_everything(self.state)
+        ask_everything(self.state, unclean=self._unclean)
         self._act()
         self._schedules.start()
         self.checkpoints.start()

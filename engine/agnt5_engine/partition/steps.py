@@ -18,35 +18,59 @@ from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
 from agnt5.replay.protocol import StepAsk
-from agnt5_engine.records.journal import RunParked, StepFailed, StepSucceeded
+from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.state import PartitionState
 
 _LOCAL = StepOptions()
+#: Unclean take-overs that found the step pending, from which on it runs with nothing beside it.
+_ISOLATED_FROM = 3
+#: Deaths while alone that park its run.
+_ISOLATED_DEATHS = 2
 
 
 class Slots:
     """How many steps the process runs at once, over all its partitions; and the threads for plain functions."""
 
     def __init__(self, concurrency: int, threads: int) -> None:
-        self.free = concurrency
+        self.limit = concurrency
+        self.running = 0
         self.waiting: deque[Callable[[], None]] = deque()
+        self.lonely: deque[Callable[[], None]] = deque()
+        self.alone = False  # one of the lonely has the process to itself
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="agnt5-step")
 
     def take(self, start: Callable[[], None]) -> None:
         """Call `start` when a slot is free."""
-        if self.free > 0:
-            self.free -= 1
+        if self.running < self.limit and not self.lonely and not self.alone:
+            self.running += 1
             start()
         else:
             self.waiting.append(start)
 
+    def take_alone(self, start: Callable[[], None]) -> None:
+        """Call `start` when nothing else runs; nothing else starts before it is given back."""
+        self.lonely.append(start)
+        self._next()
+
     def give_back(self) -> None:
-        if self.waiting:
+        self.running -= 1
+        self.alone = False
+        self._next()
+
+    def _next(self) -> None:
+        if self.alone:
+            return
+        if self.lonely:
+            if self.running == 0:
+                self.alone = True
+                self.running += 1
+                self.lonely.popleft()()
+            return
+        while self.waiting and self.running < self.limit and not self.lonely and not self.alone:
+            self.running += 1
             self.waiting.popleft()()
-        else:
-            self.free += 1
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -82,7 +106,10 @@ class Steps:
     def execute(self, run_id: str, path: str) -> None:
         """Start the pending step, unless it runs already or its retry is not due."""
         key = (run_id, path)
-        if key in self._running or self._closed:
+        if (waiting := self._running.get(key)) is not None:
+            waiting.announced()
+            return
+        if self._closed:
             return
         run = self._state.run(run_id)
         if run is None or run.status == "paused" or (p := run.pending.get(path)) is None:
@@ -100,7 +127,10 @@ class Steps:
         attempt = _Attempt(self, run, p.ask, p.attempt)
         self._running[key] = attempt
         run.executing += 1
-        self._slots.take(attempt.start)
+        if p.restarts >= _ISOLATED_FROM:
+            self._slots.take_alone(attempt.announce)
+        else:
+            self._slots.take(attempt.start)
 
     def _wait(self, key: tuple[str, str], seconds: float) -> None:
         if (old := self._later.pop(key, None)) is not None:
@@ -149,7 +179,7 @@ class Steps:
 class _Attempt:
     """One attempt of one step."""
 
-    __slots__ = ("ask", "ctx", "number", "owner", "run", "task")
+    __slots__ = ("ask", "ctx", "number", "owner", "run", "task", "waits")
 
     def __init__(self, owner: Steps, run: Run, ask: StepAsk, number: int) -> None:
         self.owner = owner
@@ -158,6 +188,28 @@ class _Attempt:
         self.number = number
         self.task: asyncio.Task[None] | None = None
         self.ctx: FunctionContext | None = None
+        self.waits = False  # for StepIsolated to be applied
+
+    def announce(self) -> None:
+        """It was pending when three owners died: it has the process to itself, and the log says so before it begins."""
+        run, path, claim = self.run, self.ask.path, self.owner._state.claim
+        p = run.pending.get(path)
+        if p is None or self.owner._closed or self.owner.attempt_of(run.run_id, path) is not self:
+            self.owner.done(self, None)
+        elif p.isolated >= _ISOLATED_DEATHS:
+            detail = (
+                f"step {path} ({self.ask.name}) killed its processor {p.isolated} times while it ran alone"
+            )
+            self.owner.done(self, RunParked(run.run_id, path, "poison", detail, claim))
+        else:
+            self.waits = True
+            self.owner._append(run.run_id, StepIsolated(run.run_id, path, True, claim))
+
+    def announced(self) -> None:
+        """The announcement is applied: begin."""
+        if self.waits:
+            self.waits = False
+            self.start()
 
     def start(self) -> None:
         if self.owner._closed or self.owner.attempt_of(self.run.run_id, self.ask.path) is not self:
@@ -166,6 +218,9 @@ class _Attempt:
         self.task = asyncio.get_running_loop().create_task(self._work())
 
     def abandon(self) -> None:
+        if self.waits:
+            self.waits = False
+            self.owner.done(self, None)
         if self.ctx is not None:
             self.ctx.cancelled = True
         if self.task is not None:

@@ -188,5 +188,7 @@ class MarkerRow(NamedTuple):
     cluster_id: str
     partitions: int
     clean: bool
-    takeovers: int
+    takeovers: int  # since the last ordinary checkpoint, this one included
+    suspect: int | None  # the journal offset whose application was begun with this checkpoint, and not survived
+    deaths: int  # how often it was not
     code_version: str

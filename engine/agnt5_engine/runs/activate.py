@@ -65,6 +65,10 @@ def run_info(run: Run) -> RunInfo:
 
 def advance(state: PartitionState, run: Run, cause: Cause) -> bool:
     """Deliver the cause to the run's code. False when the run did not take it: parked, or its turn is still open."""
+    if cause.held.offset == state.poison_offset:
+        detail = f"applying the journal record at offset {cause.held.offset} to it killed its processor again and again"
+        park(state, run, cause.held, "poison", detail)
+        return False
     time = cause.held.time
     if run.history:
         time = max(time, run.history[-1].time)

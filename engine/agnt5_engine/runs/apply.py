@@ -156,9 +156,9 @@ def _interruption(session: Session, run: Run) -> int | None:
         if i == 0 or held.value.startswith(_SETTLE):
             continue  # the first is the open turn's own record
         record = decode(held.value)
-        if isinstance(record, CancelRequested) or (isinstance(record, TimerFired) and record.path == DEADLINE):
-            if record.run_id == run.run_id:
-                return i
+        cancels = isinstance(record, CancelRequested) or (isinstance(record, TimerFired) and record.path == DEADLINE)
+        if cancels and record.run_id == run.run_id:
+            return i
     return None
 
 
@@ -234,12 +234,14 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
                 p.restarts += 1
                 p.saved = False
                 state.changed(run)
+                state.effects.append(Execute(run_id, path))
         case StepIsolated(run_id, path, begin):
             run = state.run(run_id)
             if run is not None and (p := run.pending.get(path)) is not None:
                 p.isolated = p.isolated + 1 if begin else 0
                 p.saved = False
                 state.changed(run)
+                state.effects.append(Execute(run_id, path))
         case RunParked(run_id, _, reason, detail):
             run = state.run(run_id)
             if run is not None and not run.ended and run.status != "paused":
@@ -350,7 +352,7 @@ def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
         return
     p.attempt += 1
     p.retry_at = r.retry_at
-    p.restarts = 0
+    p.restarts = p.isolated = 0
     p.saved = False
     row = HistoryRow(
         run.seq, held.time, h.ATTEMPT_FAILED, r.path, "step", p.ask.name, r.attempt, 0, str(r.retry_at).encode(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from agnt5.replay.protocol import StepAsk, WriteAsk
 from agnt5_engine.records.avro import decode
+from agnt5_engine.records.journal import StepRestarted
 from agnt5_engine.runs import table
 from agnt5_engine.runs.activate import state_written
 from agnt5_engine.runs.effects import Append, Execute, Send, SetTimer
@@ -13,28 +14,33 @@ from agnt5_engine.runs.rows import pending_of
 from agnt5_engine.runs.state import PartitionState
 
 
-def ask_pending(state: PartitionState, run: Run) -> None:
+def ask_pending(state: PartitionState, run: Run, *, unclean: bool = False) -> None:
     """Ask for everything the run waits for that somebody here has to do."""
     if run.status == "paused" or run.ended:
         return
     for path, p in run.pending.items():
-        _ask(state, run.run_id, path, p)
+        _ask(state, run.run_id, path, p, unclean)
 
 
-def ask_everything(state: PartitionState) -> None:
-    """After recovery: ask for all that is pending in the partition, reading the rows of runs that are not in memory."""
+def ask_everything(state: PartitionState, *, unclean: bool) -> None:
+    """After recovery: ask for all that is pending in the partition, reading the rows of runs that are not in memory.
+
+    `unclean`: the owner before did not say goodbye, so any step may be what it died of: StepRestarted is written
+    before one is executed again."""
     for run in list(state.runs.values()):
-        ask_pending(state, run)
+        ask_pending(state, run, unclean=unclean)
     for _, value in state.rows.scan(table.PENDING):
         row = decode(value)
         if row.run_id not in state.runs and row.run_id not in state.paused:
-            _ask(state, row.run_id, row.path, pending_of(row))
+            _ask(state, row.run_id, row.path, pending_of(row), unclean)
     for id in state.outbox:
         state.effects.append(Send(id))
 
 
-def _ask(state: PartitionState, run_id: str, path: str, p: Pending) -> None:
+def _ask(state: PartitionState, run_id: str, path: str, p: Pending, unclean: bool) -> None:
     match p.ask:
+        case StepAsk() if unclean and (p.retry_at is None or p.retry_at <= state.now):
+            state.effects.append(Append(run_id, StepRestarted(run_id, path, state.claim)))
         case StepAsk():
             state.effects.append(Execute(run_id, path))
         case WriteAsk():

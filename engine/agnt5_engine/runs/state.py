@@ -58,6 +58,7 @@ class PartitionState:
         self.early_cancels: dict[str, EarlyCancelRow | None] = {}
         self.schedules: dict[str, ScheduleRow] = {}
         self.paused: set[str] = set()
+        self.poison_offset = -1  # the record there keeps killing owners: its run is parked instead
         self.interrupting = False  # that record interrupts in-place calls
         self.current: JournalRecord | None = None  # the record being applied
         # What the next checkpoint writes.
