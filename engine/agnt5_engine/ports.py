@@ -113,6 +113,10 @@ class Engine(Protocol):
         ...
 
     async def state(self, run_id: str) -> dict[str, Any]: ...
+    async def history(self, run_id: str) -> bytes:
+        """All that replaying the run needs, as `agnt5.replay.history.History.to_json` writes it."""
+        ...
+
     async def runs(
         self,
         *,

@@ -145,11 +145,17 @@ def routes(gateway: Gateway) -> APIRouter:
             following = encode_cursor(events[-1].seq, run_id)
         return shaped(EventList(items=events, next_cursor=following))
 
-    @api.get("/v1/runs/{run_id}/state", responses=_state_responses())
+    @api.get("/v1/runs/{run_id}/state", responses=_object_responses("The state"))
     async def get_state(run_id: RunId) -> Response:
         """The run's state object."""
         known_form(run_id)
         return Response(to_json(await engine.state(run_id)), media_type="application/json")
+
+    @api.get("/v1/runs/{run_id}/history", responses=_object_responses("What replaying the run needs"))
+    async def get_history(run_id: RunId) -> Response:
+        """All that replaying the run needs (`agnt5 replay`)."""
+        known_form(run_id)
+        return Response(await engine.history(run_id), media_type="application/json")
 
     @api.post("/v1/runs/{run_id}/cancel", status_code=202, responses=answers(Status, status=202, also=(404, 409)))
     async def cancel_run(
@@ -211,10 +217,10 @@ def _events_responses() -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def _state_responses() -> dict[int | str, dict[str, Any]]:
+def _object_responses(what: str) -> dict[int | str, dict[str, Any]]:
     responses = answers(None, also=(404,))
     responses[200] = {
-        "description": "The state",
+        "description": what,
         "content": {"application/json": {"schema": {"type": "object", "additionalProperties": True}}},
     }
     return responses

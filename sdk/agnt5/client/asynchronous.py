@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -28,6 +28,9 @@ from agnt5.client.models import (
 )
 from agnt5.client.sync import DEFAULT_URL, NOT_GIVEN, PATIENCE
 from agnt5.client.wire import AsyncWire, LostError
+
+if TYPE_CHECKING:
+    from agnt5.replay.history import History
 
 Result = TypeVar("Result")
 
@@ -144,6 +147,10 @@ class AsyncClient:
         """See `Client.history`."""
         path = calls.run_path(run_id) + "/events"
         return (await self._drive(calls.get(path, EventList, self._patience))).items
+
+    async def replay_history(self, run_id: str) -> History:
+        """See `Client.replay_history`."""
+        return await self._drive(calls.replay_history(run_id, self._patience))
 
     async def state(self, run_id: str) -> dict[str, Any]:
         """See `Client.state`."""

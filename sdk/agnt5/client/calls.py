@@ -9,15 +9,18 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from agnt5.client.errors import ConflictError, UnavailableError, WaitTimeoutError, refusal
-from agnt5.client.models import Problem, Published, Run, RunStatus, Shape, Status, Submitted
+from agnt5.client.models import Problem, Published, Run, Shape, Status, Submitted
 from agnt5.errors import RunError
+
+if TYPE_CHECKING:
+    from agnt5.replay.history import History
 
 LONG_POLL = 25.0
 """Seconds that one request may wait at the server; longer waits are several requests."""
@@ -301,9 +304,11 @@ def state(run_id: str, patience: float) -> Operation[dict[str, Any]]:
     return found
 
 
-def checked_status(value: str | None) -> str | None:
-    """Raises pydantic's ValidationError for what is no status of a run."""
-    return None if value is None else str(TypeAdapter(RunStatus).validate_python(value))
+def replay_history(run_id: str, patience: float) -> Operation[History]:
+    from agnt5.replay.history import History  # the replay core, which only this needs
+
+    answered = yield from ask(Call("GET", f"{run_path(run_id)}/history"), patience)
+    return History.from_json(answered.reply.body)
 
 
 def letter_path(letter_id: str) -> str:

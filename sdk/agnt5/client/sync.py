@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -27,6 +27,9 @@ from agnt5.client.models import (
     WorkflowList,
 )
 from agnt5.client.wire import LostError, SyncWire
+
+if TYPE_CHECKING:
+    from agnt5.replay.history import History
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 PATIENCE = 60.0
@@ -158,6 +161,10 @@ class Client:
         """Everything that happened in the run, in order."""
         path = calls.run_path(run_id) + "/events"
         return (self._drive(calls.get(path, EventList, self._patience))).items
+
+    def replay_history(self, run_id: str) -> History:
+        """All that going through the run again needs, for `agnt5 replay`, a test or a bug report."""
+        return self._drive(calls.replay_history(run_id, self._patience))
 
     def state(self, run_id: str) -> dict[str, Any]:
         """The run's state object."""

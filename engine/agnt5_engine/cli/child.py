@@ -1,0 +1,82 @@
+"""One child of the supervisor: a processor or a worker, in a process of its own.
+
+`python -m agnt5_engine.cli.child processor|worker MODULE...`, with its settings in the environment. It ends with 0 when
+asked to stop, with 2 when its settings or modules cannot be used (starting it again would not help), else with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from agnt5_engine.cli.terminal import FAILED, USAGE, told
+
+LIFELINE = "AGNT5_CLI_LIFELINE"
+"""Number of the inherited end of a pipe that breaks when the supervisor dies, however it dies."""
+LEAVE = "AGNT5_CLI_LEAVE"
+QUEUE = "AGNT5_CLI_QUEUE"
+
+
+def main(arguments: list[str]) -> None:
+    kind, *modules = arguments
+    # These are ours, not settings: gone before the settings look for unknown variables.
+    lifeline, leave, queue = (os.environ.pop(name, "") for name in (LIFELINE, LEAVE, QUEUE))
+    if lifeline:
+        threading.Thread(target=_stop_when_broken, args=(int(lifeline),), daemon=True).start()
+    with told():
+        from agnt5_engine.gateway.serve import AddressError
+        from agnt5_engine.settings import load_settings
+
+        settings = load_settings()
+        try:
+            _run(_work(kind, settings, modules, bool(leave), queue))
+        except AddressError as error:
+            # A port that is taken stays taken: no reason to try for ever.
+            print(f"error: {error.strerror}", file=sys.stderr)
+            raise SystemExit(USAGE) from None
+
+
+def _work(kind: str, settings: Any, modules: list[str], leave: bool, queue: str) -> Any:
+    if kind == "worker":
+        from agnt5_engine.queues.worker import run_worker
+
+        return run_worker(settings, modules, queue)
+    from agnt5_engine.processor import run_processor
+
+    return run_processor(settings, modules, leave=leave)
+
+
+def _run(work: Any) -> None:
+    import asyncio
+    from importlib.util import find_spec
+
+    loop_factory = None
+    if find_spec("uvloop") is not None:
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work)
+
+
+def _stop_when_broken(lifeline: int) -> None:
+    while os.read(lifeline, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except BaseException as error:
+        from typer import Exit
+
+        if isinstance(error, Exit):
+            sys.exit(error.exit_code)
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(FAILED)

@@ -1,0 +1,182 @@
+"""`agnt5 dev`: the embedded engine with API and page, started again whenever the code changes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agnt5_engine.cli.processor import Modules
+from agnt5_engine.cli.terminal import USAGE, command, say, warn
+
+if TYPE_CHECKING:
+    from agnt5.client.models import Run
+    from agnt5_engine.settings import Settings
+
+STOP_SECONDS = 15.0
+LOOK_SECONDS = 1.0
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("dev", epilog="Example:  agnt5 dev app.py")(dev)
+
+
+@command
+def dev(
+    modules: Modules,
+    reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start again when a file changes.")] = True,
+) -> None:
+    """Run the workflows of these modules on the embedded engine, with the API and a page, and reload on change.
+
+    Runs go on where they were. An edit that no longer fits a live run parks that run, and you are told what to do."""
+    from agnt5_engine.settings import DEFAULT_DIR, load_settings
+
+    settings = load_settings()
+    environment = {}
+    if not settings.is_embedded:
+        environment["AGNT5_BROKER"] = f"embedded://{DEFAULT_DIR}"
+        settings = load_settings(broker=environment["AGNT5_BROKER"])
+        say("AGNT5_BROKER names a Kafka; dev uses the embedded engine all the same. For Kafka: agnt5 processor")
+    raise typer.Exit(asyncio.run(_Session(settings, modules, environment, reload).run()))
+
+
+class _Session:
+    """One `agnt5 dev`: a child, a watch on the files, an eye on parked runs."""
+
+    def __init__(self, settings: Settings, modules: list[str], environment: dict[str, str], reload: bool) -> None:
+        self._settings = settings
+        self._modules = modules
+        self._environment = environment
+        self._reload = reload
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        lifeline, own_end = os.pipe()
+        tasks = [asyncio.create_task(self._watch())] if self._reload else []
+        tasks.append(asyncio.create_task(self._look_for_parked()))
+        code = 0
+        try:
+            while not self._stop.is_set():
+                self._changed.clear()
+                code = await self._live(lifeline)
+                if self._stop.is_set() or self._changed.is_set():
+                    continue
+                if not self._reload:
+                    return code
+                say("Waiting for a change." if code else "The engine stopped. Waiting for a change.")
+                await self._first(self._stop, self._changed)
+            return 0
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            os.close(lifeline)
+            os.close(own_end)
+
+    async def _live(self, lifeline: int) -> int:
+        """One life of the child: until it ends by itself, a file changes, or we are to stop. Its exit code."""
+        from agnt5_engine.cli.child import LIFELINE
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "agnt5_engine.cli.child", "processor", *self._modules],
+            env={**os.environ, **self._environment, LIFELINE: str(lifeline)},
+            pass_fds=(lifeline,),
+        )
+        ended = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
+        watching = asyncio.ensure_future(self._first(self._stop, self._changed))
+        await asyncio.wait((ended, watching), return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        if not ended.done():
+            self._process.send_signal(signal.SIGTERM)
+            done, _ = await asyncio.wait((ended,), timeout=STOP_SECONDS)
+            if not done:
+                warn(f"it did not stop within {STOP_SECONDS:.0f} s; killing it")
+                self._process.kill()
+        code = await ended
+        if code not in (0, USAGE) and not self._stop.is_set():
+            warn(f"the engine ended with exit code {code}")
+        return code
+
+    async def _watch(self) -> None:
+        from watchfiles import awatch
+
+        async for changes in awatch(*self._folders(), watch_filter=self._is_code, stop_event=self._stop):
+            names = sorted({os.path.relpath(path) for _, path in changes})
+            say(f"Changed: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}. Reloading.")
+            self._changed.set()
+
+    def _folders(self) -> list[str]:
+        folders = {Path.cwd()}
+        folders.update(Path(module).resolve().parent for module in self._modules if module.endswith(".py"))
+        # One inside another would be watched twice.
+        return [str(one) for one in folders if not any(other in one.parents for other in folders)]
+
+    def _is_code(self, change: object, path: str) -> bool:
+        parts = Path(path).parts
+        if any(part in _IGNORED or part.endswith(".egg-info") for part in parts):
+            return False
+        return path.endswith(".py") or Path(path).name in (".env", "agnt5.toml")
+
+    async def _look_for_parked(self) -> None:
+        """Tell of each run that an edit no longer fits, once per life of the child."""
+        from agnt5.client import AsyncClient
+        from agnt5_engine.gateway.addresses import noted
+
+        told: set[tuple[str, int]] = set()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            process, urls = self._process, noted(self._settings.data_dir)
+            if process is None or process.poll() is not None or not urls:
+                continue
+            try:
+                async with AsyncClient(urls[0], self._key(), patience=0) as client:
+                    parked = (await client.list_runs(status="paused", limit=100)).items
+            except Exception:  # it starts or stops just now; the next look will tell
+                continue
+            for run in parked:
+                if run.pause is not None and (run.run_id, process.pid) not in told:
+                    told.add((run.run_id, process.pid))
+                    _tell(run)
+
+    def _key(self) -> str | None:
+        return self._settings.api_key.get_secret_value() if self._settings.api_key else None
+
+    async def _first(self, *events: asyncio.Event) -> None:
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+_IGNORED = frozenset(
+    {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+)
+
+
+def _tell(run: Run) -> None:
+    assert run.pause is not None
+    if run.pause.reason == "non_determinism":
+        warn(
+            f"run {run.run_id} of {run.workflow} no longer fits the code: {run.pause.detail}\n"
+            "  It waits. Either undo the edit, and it goes on by itself;\n"
+            '  or keep the old way for runs that began before it: if ctx.patched("NAME"): new code, else: old code;\n'
+            f"  or give it up: agnt5 runs cancel {run.run_id}"
+        )
+    else:
+        warn(
+            f"run {run.run_id} of {run.workflow} is parked ({run.pause.reason}): {run.pause.detail}\n"
+            f"  Once that is mended: agnt5 runs retry {run.run_id}. Or give it up: agnt5 runs cancel {run.run_id}"
+        )

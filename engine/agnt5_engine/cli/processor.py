@@ -1,0 +1,58 @@
+"""`agnt5 processor`: one or several processors, kept alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agnt5_engine.cli.terminal import USAGE, command, fail
+
+if TYPE_CHECKING:
+    from agnt5_engine.settings import Settings
+
+Modules = Annotated[list[str], typer.Argument(metavar="MODULE...", help="pkg.mod, or a path to a file.")]
+Broker = Annotated[str | None, typer.Option(help="kafka://HOST:PORT or embedded://DIR. Else AGNT5_BROKER.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        "processor",
+        epilog="Examples:  agnt5 processor app.py  ·  "
+        "agnt5 processor shop.flows shop.reports --broker kafka://localhost:9092 --processes 4",
+    )(processor)
+
+
+@command
+def processor(
+    modules: Modules,
+    broker: Broker = None,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="How many processes on this machine.")] = 1,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="When stopped, leave the group at once (scaling down for good).")
+    ] = False,
+) -> None:
+    """Run the workflows of these modules: join the group, serve the API, and start a child that dies again in its place.
+
+    With several processes, the first listens on AGNT5_HTTP and each further one on the next port."""
+    from agnt5_engine.settings import load_settings
+
+    settings = load_settings(broker=broker)
+    if processes > 1 and settings.is_embedded:
+        fail("the embedded engine is one process; for several use Kafka: --broker kafka://HOST:PORT", USAGE)
+    from agnt5_engine.cli.child import LEAVE
+    from agnt5_engine.cli.supervisor import supervise
+
+    places = [_environment(settings, broker, number) | ({LEAVE: "1"} if leave else {}) for number in range(processes)]
+    raise typer.Exit(supervise(["processor", *modules], places))
+
+
+def _environment(settings: Settings, broker: str | None, number: int) -> dict[str, str]:
+    """What a child's settings differ in from ours."""
+    environment = {} if broker is None else {"AGNT5_BROKER": broker}
+    if number and settings.http_is_explicit and settings.http_port:
+        host, _, port = settings.http.rpartition(":")
+        environment["AGNT5_HTTP"] = f"{host}:{int(port) + number}"
+    if number and settings.instance_id:
+        environment["AGNT5_INSTANCE_ID"] = f"{settings.instance_id}-{number}"
+    return environment
