@@ -86,33 +86,36 @@ class _Session:
 
     async def _live(self, lifeline: int) -> int:
         """One life of the child: until it ends by itself, a file changes, or we are to stop. Its exit code."""
-        from agnt5_engine.cli.child import LIFELINE
-
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "agnt5_engine.cli.child", "processor", *self._modules],
-            env={**os.environ, **self._environment, LIFELINE: str(lifeline)},
-            pass_fds=(lifeline,),
-        )
-        ended = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
+        process = self._process = self._start(lifeline)
+        ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
         watching = asyncio.ensure_future(self._first(self._stop, self._changed))
         await asyncio.wait((ended, watching), return_when=asyncio.FIRST_COMPLETED)
         watching.cancel()
         if not ended.done():
-            self._process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
             done, _ = await asyncio.wait((ended,), timeout=STOP_SECONDS)
             if not done:
                 warn(f"it did not stop within {STOP_SECONDS:.0f} s; killing it")
-                self._process.kill()
+                process.kill()
         code = await ended
         if code not in (0, USAGE) and not self._stop.is_set():
             warn(f"the engine ended with exit code {code}")
         return code
 
+    def _start(self, lifeline: int) -> subprocess.Popen[bytes]:
+        from agnt5_engine.cli.child import LIFELINE
+
+        return subprocess.Popen(
+            [sys.executable, "-m", "agnt5_engine.cli.child", "processor", *self._modules],
+            env={**os.environ, **self._environment, LIFELINE: str(lifeline)},
+            pass_fds=(lifeline,),
+        )
+
     async def _watch(self) -> None:
         from watchfiles import awatch
 
         async for changes in awatch(*self._folders(), watch_filter=self._is_code, stop_event=self._stop):
-            names = sorted({os.path.relpath(path) for _, path in changes})
+            names = sorted({Path(path).name for _, path in changes})
             say(f"Changed: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}. Reloading.")
             self._changed.set()
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BROKER_SECONDS = 10.0
 CLOCK_SECONDS = 2.0
+_BROKER_REMEDY = "Is the broker running, and AGNT5_BROKER right?"
 _PACKAGES = ("agnt5-kafka", "faust-streaming", "aiokafka", "rocksdict", "pydantic", "fastapi", "uvloop")
 
 
@@ -41,16 +42,15 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     broker: Broker = None, url: reach.Url = None, api_key: reach.Key = None, json: terminal.Json = False
 ) -> None:
-    """Look at versions, settings, data directory, broker, topics, group and clock. Exits with 1 when something is wrong."""
+    """Look at versions, settings, data directory, broker, topics, group and clock. Exits with 1 if something is wrong."""
     from agnt5_engine.settings import load_settings
 
     settings = load_settings(broker=broker, url=url, api_key=api_key)
     findings = [*_versions(), *_data_dir(settings), *_security(settings)]
     served = _processors(settings)
     findings += served
-    findings += asyncio.run(
-        _log(settings, running=any(one.what == "processors" and one.state == "ok" for one in served))
-    )
+    running = any(one.what == "processors" and one.state == "ok" for one in served)
+    findings += asyncio.run(_log(settings, running=running))
     if json:
         print_json({"items": [one._asdict() for one in findings], "next_cursor": None})
     else:
@@ -179,11 +179,9 @@ async def _log(settings: Settings, *, running: bool) -> list[Finding]:
             return [one async for one in _broker(log, settings)]
     except TimeoutError:
         detail = f"{settings.broker} did not answer within {BROKER_SECONDS:.0f} s"
-        return [Finding("log", "wrong", detail, "Is the broker running, and AGNT5_BROKER right?")]
+        return [Finding("log", "wrong", detail, _BROKER_REMEDY)]
     except (TransportError, OSError) as error:
-        return [
-            Finding("log", "wrong", f"{settings.broker}: {error}", "Is the broker running, and AGNT5_BROKER right?")
-        ]
+        return [Finding("log", "wrong", f"{settings.broker}: {error}", _BROKER_REMEDY)]
     finally:
         await log.close()
 

@@ -25,20 +25,16 @@ def init(
     target = Path(folder)
     if target.exists() and not target.is_dir():
         fail(f"{folder} is a file, not a folder")
-    sources = [
-        source
-        for source in files("agnt5_engine.cli").joinpath("template").iterdir()
-        if not source.name.startswith("__")
-    ]
+    template = files("agnt5_engine.cli").joinpath("template")
+    sources = [source for source in template.iterdir() if source.is_file()]
     there = [source.name for source in sources if (target / source.name).exists()]
     if there:
         fail(f"{folder} has {', '.join(sorted(there))} already; nothing was written. Choose another folder")
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for source in sorted(sources, key=lambda source: source.name):
-        if source.is_file():
-            (target / source.name).write_bytes(source.read_bytes())
-            written.append(source.name)
+        (target / source.name).write_bytes(source.read_bytes())
+        written.append(source.name)
     if json:
         print_json({"folder": str(target), "files": written})
         return

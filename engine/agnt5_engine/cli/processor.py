@@ -32,7 +32,7 @@ def processor(
         bool, typer.Option("--leave", help="When stopped, leave the group at once (scaling down for good).")
     ] = False,
 ) -> None:
-    """Run the workflows of these modules: join the group, serve the API, and start a child that dies again in its place.
+    """Run the workflows of these modules: join the group, serve the API; a child that dies is started again.
 
     With several processes, the first listens on AGNT5_HTTP and each further one on the next port."""
     from agnt5_engine.settings import load_settings

@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 
 import typer
 
+from agnt5_engine.cli.terminal import UNREACHABLE, fail
+
 if TYPE_CHECKING:
     from agnt5.client import Client
+    from agnt5_engine.settings import Settings
 
 PATIENCE = 10.0
 """Seconds a command goes on asking while partitions change hands."""
@@ -31,30 +34,20 @@ def client(url: str | None, api_key: str | None, patience: float = PATIENCE) -> 
     return Client(address(settings), key, patience=patience)
 
 
-def address(settings: object) -> str:
+def address(settings: Settings) -> str:
     """The address to talk to. Exits with 4 when nobody listens there."""
     from agnt5.client.sync import DEFAULT_URL
-    from agnt5_engine.cli.terminal import UNREACHABLE, fail
     from agnt5_engine.gateway.addresses import noted
-    from agnt5_engine.settings import Settings
 
-    assert isinstance(settings, Settings)
-    if settings.url is not None:
-        if not listens(settings.url):
-            fail(
-                f"nobody listens at {settings.url}; is the processor running, and --url or AGNT5_URL right?",
-                UNREACHABLE,
-            )
-        return settings.url
-    candidates = [*noted(settings.data_dir), DEFAULT_URL]
-    for candidate in candidates:
-        if listens(candidate):
-            return candidate
-    fail(
-        f"no processor is running: nobody listens at {' or '.join(dict.fromkeys(candidates))}. Start one with "
-        "`agnt5 dev MODULE` or `agnt5 processor MODULE`, or say where it is with --url",
-        UNREACHABLE,
-    )
+    candidates = [settings.url] if settings.url else [*noted(settings.data_dir), DEFAULT_URL]
+    found = next((candidate for candidate in candidates if listens(candidate)), None)
+    if found is not None:
+        return found
+    if settings.url:
+        remedy = "Is the processor running, and --url or AGNT5_URL right?"
+    else:
+        remedy = "Start one with `agnt5 dev MODULE` or `agnt5 processor MODULE`, or say where it is with --url."
+    return fail(f"nobody listens at {' or '.join(dict.fromkeys(candidates))}. {remedy}", UNREACHABLE)
 
 
 def listens(url: str) -> bool:

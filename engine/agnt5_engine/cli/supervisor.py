@@ -87,9 +87,7 @@ class Supervisor:
             place.quick_deaths = place.quick_deaths + 1 if lived < QUICK_SECONDS else 0
             if place.quick_deaths >= QUICK_DEATHS:
                 place.code, place.given_up = FAILED, True
-                warn(
-                    f"child {place.number} died {QUICK_DEATHS} times within {QUICK_SECONDS:.0f} s; its place is given up"
-                )
+                warn(f"child {place.number} died {QUICK_DEATHS} times in a row at once; its place is given up")
                 return
             delay = FIRST_DELAY if lived >= QUICK_SECONDS else min(delay * 2, LONGEST_DELAY)
             warn(f"child {place.number} {_how(code)} after {lived:.1f} s; starting it again")
