@@ -145,7 +145,7 @@ class BatchRun(Operation[T_co]):
         self._finish = finish
         self._results: list[BatchItemResult[Any] | None] = [None] * len(items)
         self._errors: dict[int, BaseException] = {}
-        self._running: dict[Pending[Any], tuple[int, int, Entry[Any] | None]] = {}  # index, start, time limit
+        self._running: dict[int, tuple[int, int, Entry[Any], Entry[Any] | None]] = {}  # index, start, step, limit
         self._next = 0
         self._starting = False
         self._stopped = False
@@ -186,7 +186,7 @@ class BatchRun(Operation[T_co]):
         if self._limit_ms is not None:
             limit = Entry(self.activation, SleepAsk(f"{path}/0", TIMEOUT, now + self._limit_ms), self.site, None)
             limit.watcher = _Limit(self, entry, index)
-        self._running[entry] = (index, now, limit)
+        self._running[id(entry)] = (index, now, entry, limit)
         entry.watcher = self
         entry.begin()
         if limit is not None:
@@ -194,7 +194,7 @@ class BatchRun(Operation[T_co]):
 
     def settled(self, entry: Pending[Any]) -> None:
         """An item has ended."""
-        index, started, limit = self._running.pop(entry)
+        index, started, _, limit = self._running.pop(id(entry))
         if limit is not None and not limit.done():
             limit.watcher = None
             limit.cancel()
@@ -226,7 +226,7 @@ class BatchRun(Operation[T_co]):
         """Start nothing more, cancel what runs."""
         if not self._stopped:
             self._stopped = True
-            for entry in list(self._running):
+            for _, _, entry, _ in list(self._running.values()):
                 entry.cancel()
 
     # -- the end

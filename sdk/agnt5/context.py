@@ -204,13 +204,7 @@ class WorkflowContext:
             metadata=info.metadata,
             on_progress=self.progress,
         )
-        return InPlace(
-            activation,
-            function.name,
-            lambda: function.invoke(ctx, args, kwargs),
-            function.policy.timeout_ms,
-            caller(3),
-        )
+        return InPlace(activation, function, ctx, args, kwargs, caller(3))
 
     # ------------------------------------------------------------------ waiting
 

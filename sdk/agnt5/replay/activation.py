@@ -17,11 +17,11 @@ from agnt5.errors import InputError, NonDeterminismError
 from agnt5.function import current_activation
 from agnt5.replay import mismatch
 from agnt5.replay.ending import deadlock, outcome_of
-from agnt5.replay.entries import ASYNCIO_SLEEP, BRANCH, TIMER, Branch, Entry, Open, TimerEntry, UsedUp
+from agnt5.replay.entries import ASYNCIO_SLEEP, BRANCH, TIMER, Branch, Entry, Open, Operation, TimerEntry, UsedUp
 from agnt5.replay.eviction import drop
-from agnt5.replay.inplace import InPlace
-from agnt5.replay.loop import DeterministicLoop, Timer
-from agnt5.replay.pending import Pending, wait_for
+from agnt5.replay.inplace import DEFAULT_TIMEOUT_MS, InPlace
+from agnt5.replay.loop import DeterministicLoop, StableTask, Timer
+from agnt5.replay.pending import wait_for
 from agnt5.replay.protocol import (
     Cancelled,
     EntryKey,
@@ -82,11 +82,11 @@ class Activation:
         """In-place calls whose end the code has been told of, since its start."""
         self.ended = False
         # What operations use:
-        self.loop: DeterministicLoop = DeterministicLoop(self)  # type: ignore[abstract]  # what it lacks is refused
+        self.loop: DeterministicLoop = DeterministicLoop(self, info.run_id)  # type: ignore[abstract]  # what it lacks is refused
         self.now = 0
         self.turn = Turn()
         self.open: dict[str, Open] = {}
-        self.unasked: dict[Pending[Any], Branch | None] = {}
+        self.unasked: dict[int, Operation[Any]] = {}
         self.gate = SessionGate()
         self.calls: dict[int, InPlace[Any]] = {}
         self.state: dict[str, bytes] = {}
@@ -194,7 +194,7 @@ class Activation:
         for task in alive:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         drop(coro for task in alive if (coro := task.get_coro()) is not None)
-        for operation in (*self.open.values(), *self.unasked):
+        for operation in (*self.open.values(), *self.unasked.values()):
             if isinstance(operation, Entry) and operation.work is not None:
                 operation.work.discard()
         self._tasks.clear()
@@ -351,7 +351,8 @@ class Activation:
         call.token = self._tokens
         self._tokens += 1
         self.calls[call.token] = call
-        self.turn.calls.append(InPlaceCall(call.token, call.name, call.timeout_ms, call.work))
+        timeout_ms = call.function.policy.timeout_ms or DEFAULT_TIMEOUT_MS
+        self.turn.calls.append(InPlaceCall(call.token, call.function.name, timeout_ms, call.work))
 
     def drop_call(self, token: int) -> None:
         """Nobody waits for the in-place call any more: its result will be ignored."""
@@ -377,6 +378,8 @@ class Activation:
         return self.now
 
     def add_timer(self, timer: Timer) -> None:
+        if self.ended:
+            return  # what cleans up after the run's end and waits is dropped
         timer.path = self.branch().take()
         self.ask(TimerEntry(SleepAsk(timer.path, ASYNCIO_SLEEP if timer.is_sleep else TIMER, timer.due), timer))
 
@@ -410,7 +413,7 @@ class Activation:
         return branch.task
 
     def _task(self, coro: Any, name: str, context: contextvars.Context) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self.loop, name=name, context=context)
+        task: asyncio.Task[Any] = StableTask(coro, loop=self.loop, name=name, context=context)
         tasks = self._tasks
         tasks.append(task)
         if len(tasks) > self._prune_at:

@@ -127,10 +127,10 @@ class ChildStart(Operation[ChildHandle]):
     def __init__(self, activation: Activation, entry: Entry[Any], site: Site) -> None:
         super().__init__(activation, site)
         self.entry = entry
-        activation.unasked.pop(entry)
+        activation.unasked.pop(id(entry))
 
     def _ask(self) -> None:
-        self.activation.unasked[self.entry] = None
+        self.activation.unasked[id(self.entry)] = self.entry
         self.entry.begin()
         self.finish(ChildHandle(self.activation, self.entry))
 

@@ -6,8 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from agnt5.errors import error_info
-from agnt5.replay.entries import described_site
-from agnt5.replay.pending import Pending
+from agnt5.replay.entries import Operation, described_site
 from agnt5.replay.protocol import Completed, Errored, Outcome, Stopped
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def outcome_of(activation: Activation, root: asyncio.Task[Any]) -> Outcome:
     error = root.exception()
     if error is not None:
         return Errored(error_info(error))
-    forgotten = [operation for operation, branch in activation.unasked.items() if not _broken(branch)]
+    forgotten = [operation for operation in activation.unasked.values() if not _broken(operation.branch)]
     if forgotten:
         return Errored(error_info(_never_awaited(forgotten)))
     try:
@@ -39,7 +38,7 @@ def _broken(branch: Branch | None) -> bool:
     return task is not None and (not task.done() or task.cancelled() or task.exception() is not None)
 
 
-def _never_awaited(forgotten: list[Pending[Any]]) -> RuntimeError:
+def _never_awaited(forgotten: list[Operation[Any]]) -> RuntimeError:
     told = sorted(f"{operation.described()} at {described_site(operation.site)}" for operation in forgotten)
     more = f" and {len(told) - 5} more" if len(told) > 5 else ""
     return RuntimeError(f"never awaited: {'; '.join(told[:5])}{more}. Write `await` before it")

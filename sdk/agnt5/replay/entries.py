@@ -153,15 +153,16 @@ class Open(Protocol):
 class Operation(Pending[T_co]):
     """Something that workflow code must await or hand on: one that it forgets fails the run."""
 
-    __slots__ = ("activation",)
+    __slots__ = ("activation", "branch")
 
     def __init__(self, activation: Activation, site: Site | None) -> None:
         super().__init__(activation.loop, site)
         self.activation = activation
-        activation.unasked[self] = BRANCH.get()
+        self.branch = BRANCH.get()
+        activation.unasked[id(self)] = self
 
     def _begin(self) -> None:
-        del self.activation.unasked[self]
+        del self.activation.unasked[id(self)]
         self._ask()
 
     def _ask(self) -> None:
@@ -169,7 +170,7 @@ class Operation(Pending[T_co]):
         raise NotImplementedError
 
     def _never_asked(self) -> None:
-        self.activation.unasked.pop(self, None)
+        self.activation.unasked.pop(id(self), None)
 
 
 class Entry(Operation[T_co]):
@@ -191,6 +192,8 @@ class Entry(Operation[T_co]):
         self.work = work
 
     def _ask(self) -> None:
+        if self.work is not None and self.activation.ended:
+            self.work.discard()
         self.activation.ask(self)
 
     def _never_asked(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from agnt5.function import Function
+from agnt5.functioncontext import FunctionContext
 from agnt5.replay.entries import Operation, Site
 
 if TYPE_CHECKING:
@@ -16,23 +18,29 @@ DEFAULT_TIMEOUT_MS = 60_000
 
 
 class InPlace(Operation[T_co]):
-    """One call. `work` makes the awaitable that the driver awaits; `timeout_ms` bounds it."""
+    """One call, bounded by its function's `timeout_ms`."""
 
-    __slots__ = ("name", "timeout_ms", "token", "work")
+    __slots__ = ("args", "ctx", "function", "kwargs", "token")
 
     def __init__(
         self,
         activation: Activation,
-        name: str,
-        work: Callable[[], Awaitable[T_co]],
-        timeout_ms: int | None,
+        function: Function[T_co],
+        ctx: FunctionContext,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         site: Site | None,
     ) -> None:
         super().__init__(activation, site)
-        self.name = name
-        self.work = work
-        self.timeout_ms = timeout_ms or DEFAULT_TIMEOUT_MS
+        self.function = function
+        self.ctx = ctx
+        self.args = args
+        self.kwargs = kwargs
         self.token = -1
+
+    def work(self) -> Awaitable[T_co]:
+        """To be awaited on the real event loop."""
+        return self.function.invoke(self.ctx, self.args, self.kwargs)
 
     def _ask(self) -> None:
         self.activation.call_in_place(self)
@@ -41,4 +49,4 @@ class InPlace(Operation[T_co]):
         self.activation.drop_call(self.token)
 
     def described(self) -> str:
-        return f"{self.name}(ctx, ...)"
+        return f"{self.function.name}(ctx, ...)"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextvars
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agnt5.function import Function
 from agnt5.replay.entries import Operation, Site
-from agnt5.replay.pending import Pending
+from agnt5.replay.pending import Callback, Pending
 
 if TYPE_CHECKING:
     from agnt5.replay.activation import Activation
@@ -31,6 +32,7 @@ class Join(Operation[T_co]):
         return_exceptions: bool,
         site: Site,
     ) -> None:
+        _check(label, given, names)
         super().__init__(activation, site)
         self.label = label
         self.names = names
@@ -38,16 +40,19 @@ class Join(Operation[T_co]):
         self.failure: BaseException | None = None
         self.cancelling = False
         self.told: Any = None
-        self.left = 0
-        self.children: list[Any] = []
-        _check(label, given, names)
-        branch = activation.branch()
-        for thing in given:
-            child: Any = branch.operation(thing)
-            if child is None:
-                child = thing if asyncio.isfuture(thing) else activation.loop.create_task(_coroutine(thing))
-            self.children.append(child)
         self.left = 1  # so that children that end at once do not end it before all are started
+        self.children: list[Any] = []
+        branch = activation.branch()
+        try:
+            for thing in given:
+                child: Any = branch.operation(thing)
+                if child is None:
+                    child = thing if asyncio.isfuture(thing) else activation.loop.create_task(_coroutine(thing))
+                self.children.append(child)
+        except BaseException:
+            self._never_asked()
+            self._cancel_children()
+            raise
         for child in self.children:
             self.left += 1
             if isinstance(child, Pending) and child.watcher is None and not child.done():
@@ -60,7 +65,21 @@ class Join(Operation[T_co]):
     def described(self) -> str:
         return f"{self.label}(...)"
 
-    def _ask(self) -> None:
+    # It may be over before it is awaited, so being awaited is noted apart from being begun.
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        self._never_asked()
+        return super().__await__()
+
+    def begin(self) -> None:
+        self._never_asked()
+        super().begin()
+
+    def add_done_callback(self, callback: Callback, *, context: contextvars.Context | None = None) -> None:
+        self._never_asked()
+        super().add_done_callback(callback, context=context)
+
+    def _begin(self) -> None:
         pass  # all is asked for already
 
     def settled(self, child: Any) -> None:

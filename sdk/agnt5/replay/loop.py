@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
+import zlib
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -44,6 +45,29 @@ class Host(Protocol):
 
     def report(self, context: dict[str, Any]) -> None:
         """asyncio tells of something nobody waits for: a callback or a forgotten task failed."""
+
+
+class StableTask(asyncio.Task[T]):
+    """A task whose place in a set is the same in every replay: a TaskGroup cancels its tasks, and `asyncio.wait`
+    gives them back, in the order of a set, which is otherwise that of their memory addresses."""
+
+    def __init__(self, coro: Any, *, loop: DeterministicLoop, name: str, context: contextvars.Context) -> None:
+        self._stable_hash = loop.stable_hash()
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def __hash__(self) -> int:
+        return self._stable_hash
+
+
+class StableFuture(asyncio.Future[T]):
+    """The same for a future."""
+
+    def __hash__(self) -> int:
+        found: int | None = getattr(self, "_stable_hash", None)
+        if found is None:
+            loop: Any = self.get_loop()
+            found = self._stable_hash = int(loop.stable_hash())
+        return found
 
 
 class Soon:
@@ -114,10 +138,16 @@ def due_ms(seconds: float) -> int:
 class DeterministicLoop(asyncio.AbstractEventLoop):
     """See the module. One per run; driven by `run_ready` from inside whatever loop is running."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, name: str) -> None:
         self.ready: deque[Ready] = deque()
         self.host = host
         self.closed = False
+        self._last_hash = zlib.crc32(name.encode())
+
+    def stable_hash(self) -> int:
+        """Spread over all runs of the process, the same in every replay of this one."""
+        self._last_hash = (self._last_hash + 0x9E3779B97F4A7C15) & 0x0FFFFFFFFFFFFFFF
+        return self._last_hash
 
     # -- driving
 
@@ -175,7 +205,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return self.host.now_ms() / 1000
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return StableFuture(loop=self)
 
     def create_task(
         self,

@@ -43,6 +43,7 @@ class Pending(Generic[T_co]):
         "_context",
         "_loop",
         "_more",
+        "_stable_hash",
         "_state",
         "_value",
         "site",
@@ -58,6 +59,13 @@ class Pending(Generic[T_co]):
         self._more: list[tuple[Callback, contextvars.Context]] | None = None
         self.watcher: Watcher | None = None
         self.site = site
+
+    def __hash__(self) -> int:
+        try:
+            return self._stable_hash
+        except AttributeError:  # in a set, its place is the same in every replay
+            self._stable_hash: int = self._loop.stable_hash()
+            return self._stable_hash
 
     # -- for subclasses
 

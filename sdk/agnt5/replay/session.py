@@ -57,7 +57,7 @@ class SessionGate:
 class SessionRead(Operation[T_co]):
     """Answered inside the activation, and remembered with the event that caused it."""
 
-    __slots__ = ("branch", "decode", "label", "look", "path")
+    __slots__ = ("decode", "label", "look", "path")
 
     def __init__(
         self,
@@ -73,7 +73,6 @@ class SessionRead(Operation[T_co]):
         self.look = look
         self.decode = decode
         self.label = label
-        self.branch = BRANCH.get()
 
     def _ask(self) -> None:
         self.branch = BRANCH.get()
@@ -98,12 +97,11 @@ class SessionRead(Operation[T_co]):
 class SessionWrite(Entry[None]):
     """Asked when it is this one's turn; the next goes when it has been applied."""
 
-    __slots__ = ("branch", "label")
+    __slots__ = ("label",)
 
     def __init__(self, activation: Activation, path: str, changes: bytes, label: str, site: Site | None) -> None:
         super().__init__(activation, WriteAsk(path, changes), site, None)
         self.label = label
-        self.branch = BRANCH.get()
 
     def _ask(self) -> None:
         self.activation.gate.enter(self)
