@@ -12,9 +12,10 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
-from agnt5_engine.transport.base import Ack, Batch, Message, TopicInfo, TopicPartition, TopicSpec
+from agnt5_engine.transport.base import Ack, Batch, Member, Message, TopicInfo, TopicPartition, TopicSpec
 from agnt5_engine.transport.kafka import topics as topics_
 from agnt5_engine.transport.kafka.checkpoint import KafkaCheckpointer
+from agnt5_engine.transport.kafka.members import group_members, leave_group
 from agnt5_engine.transport.kafka.produce import Producer
 from agnt5_engine.transport.kafka.read import read
 from agnt5_engine.transport.kafka.wire import Attempt, Wire, unless_final
@@ -93,6 +94,15 @@ class KafkaLog:
 
     def checkpointer(self, transactional_id: str, group: str, changelog: TopicPartition) -> KafkaCheckpointer:
         return KafkaCheckpointer(self.wire, transactional_id, group, changelog)
+
+    # -- the group, without being in it
+
+    async def members(self, group: str, journal: str) -> list[Member]:
+        return await group_members(self.wire, group, journal)
+
+    async def leave_group(self, group: str, instance_ids: Sequence[str]) -> list[str]:
+        """Make the group forget static members at once, be they alive or dead; returns those it knew."""
+        return await leave_group(self.wire, group, instance_ids)
 
     # -- topics
 

@@ -1,0 +1,115 @@
+"""A processor reduced to its membership: a sink that remembers, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agnt5_engine.settings import Settings
+from agnt5_engine.transport import make_membership
+from agnt5_engine.transport.base import Batch, Membership, TopicPartition
+from agnt5_engine.transport.kafka import KafkaLog
+from tests.kafka.real_log import plain, spec
+
+SESSION_TIMEOUT = 6.0
+
+
+class Recorder:
+    """A sink that begins every journal partition where the group stands, and acknowledges triggers at once."""
+
+    def __init__(self, log: KafkaLog, group: str, journal: str) -> None:
+        self._log, self._group, self._journal = log, group, journal
+        self.membership: Membership | None = None
+        self.owned: frozenset[TopicPartition] = frozenset()
+        self.events: list[tuple[str, frozenset[TopicPartition]]] = []
+        self.seen: dict[TopicPartition, list[int]] = {}
+        self.values: list[bytes | None] = []
+
+    async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        fresh = partitions - self.owned
+        self.owned = partitions
+        self.events.append(("assigned", partitions))
+        assert self.membership is not None
+        for source in fresh:
+            if source.topic == self._journal:
+                self.membership.seek(source, await self._log.committed(self._group, source) or 0)
+
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        self.owned -= partitions
+        self.events.append(("revoked", partitions))
+
+    async def records(self, source: TopicPartition, batch: Batch) -> None:
+        self.seen.setdefault(source, []).extend(record.offset for record in batch.records)
+        self.values += [record.value for record in batch.records]
+        if source.topic != self._journal:
+            assert self.membership is not None
+            self.membership.acked(source, batch.next_offset)
+
+    def journal_partitions(self) -> set[int]:
+        return {source.partition for source in self.owned if source.topic == self._journal}
+
+
+class Processor:
+    def __init__(
+        self,
+        servers: str,
+        group: str,
+        journal: str,
+        instance_id: str,
+        *,
+        partitions: int = 4,
+        triggers: Sequence[str] = (),
+        url: str | None = None,
+        session_timeout: float = SESSION_TIMEOUT,
+        **settings: Any,
+    ) -> None:
+        self.log = KafkaLog(plain(servers))
+        self.sink = Recorder(self.log, group, journal)
+        self.membership = make_membership(
+            f"kafka://{servers}",
+            app_id=group,
+            instance_id=instance_id,
+            advertised_url=url or f"http://{instance_id}:8080",
+            journal=journal,
+            partitions=partitions,
+            triggers=triggers,
+            sink=self.sink,
+            settings=Settings(broker=f"kafka://{servers}", session_timeout=session_timeout, **settings),
+        )
+        self.sink.membership = self.membership
+
+    async def start(self) -> Processor:
+        await self.membership.start()
+        return self
+
+    async def stop(self, *, leave: bool) -> None:
+        await self.membership.stop(leave=leave)
+        await self.log.close()
+
+
+async def until(true: Callable[[], Any], timeout: float = 30.0) -> float:
+    """Wait until something holds; returns how long that took, in seconds."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < timeout, "it did not come about"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - start
+
+
+async def make_journal(log: KafkaLog, name: str, partitions: int = 4) -> None:
+    await log.create([spec(name, partitions)], 1)
+
+
+async def _main(servers: str, group: str, journal: str, instance_id: str) -> None:
+    processor = await Processor(servers, group, journal, instance_id).start()
+    while True:
+        print(json.dumps(sorted(processor.sink.journal_partitions())), flush=True)
+        await asyncio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""Who owns what, and what becomes of it when members come, go, die or are restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
+from agnt5_engine.transport.kafka import KafkaLog
+from tests.kafka.processors import SESSION_TIMEOUT, Processor, make_journal, until
+from tests.kafka.real_log import spec
+
+ALL = {0, 1, 2, 3}
+
+
+async def test_two_members_split_the_journal_and_each_record_goes_to_its_owner(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    b = await Processor(kafka, group, journal, "b").start()
+    await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
+    assert a.sink.journal_partitions() | b.sink.journal_partitions() == ALL
+    for partition in ALL:
+        await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")] * 100)
+    await until(lambda: sum(len(offsets) for p in (a, b) for offsets in p.sink.seen.values()) == 400)
+    for processor in (a, b):
+        assert {source.partition for source in processor.sink.seen} == processor.sink.journal_partitions()
+        assert all(offsets == list(range(100)) for offsets in processor.sink.seen.values())
+    members = await a.membership.members()
+    assert [(m.instance_id, m.url) for m in members] == [("a", "http://a:8080"), ("b", "http://b:8080")]
+    assert [set(m.partitions) for m in members] == [a.sink.journal_partitions(), b.sink.journal_partitions()]
+    await a.stop(leave=True)
+    await b.stop(leave=True)
+
+
+async def test_what_a_member_keeps_in_a_rebalance_is_not_taken_from_it(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    b = await Processor(kafka, group, journal, "b").start()
+    await until(lambda: len(b.sink.journal_partitions()) == 2)
+    await until(lambda: len(a.sink.journal_partitions()) == 2)
+    lost = {source.partition for kind, sources in a.sink.events if kind == "revoked" for source in sources}
+    assert lost == b.sink.journal_partitions()
+    for partition in ALL:
+        await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")] * 10)
+    await until(lambda: sum(len(offsets) for p in (a, b) for offsets in p.sink.seen.values()) == 40)
+    await b.stop(leave=True)
+    assert await until(lambda: a.sink.journal_partitions() == ALL) < SESSION_TIMEOUT / 2
+    await a.stop(leave=True)
+
+
+async def test_a_restarted_member_has_its_partitions_back_without_a_rebalance_and_is_found_at_its_new_address(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    b = await Processor(kafka, group, journal, "b").start()
+    await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
+    before, events = b.sink.journal_partitions(), len(a.sink.events)
+    await b.stop(leave=False)
+    b = await Processor(kafka, group, journal, "b", url="http://elsewhere:9000").start()
+    await until(lambda: b.sink.journal_partitions() == before)
+    await asyncio.sleep(SESSION_TIMEOUT / 2)
+    assert len(a.sink.events) == events, "the other member did not notice"
+    assert {m.instance_id: m.url for m in await a.membership.members()}["b"] == "http://elsewhere:9000"
+    for partition in before:
+        await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")])
+    await until(lambda: len(b.sink.seen) == 2)
+    await a.stop(leave=True)
+    await b.stop(leave=True)
+
+
+async def test_when_a_member_is_killed_another_takes_over_within_the_session_timeout(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    command = [sys.executable, "-m", "tests.kafka.processors", kafka, group, journal, "b"]
+    b = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert b.stdout is not None
+    while len(json.loads(await asyncio.wait_for(b.stdout.readline(), 30))) != 2:
+        pass
+    await until(lambda: len(a.sink.journal_partitions()) == 2)
+    b.kill()
+    assert await until(lambda: a.sink.journal_partitions() == ALL) < SESSION_TIMEOUT + 2
+    await b.communicate()
+    await a.stop(leave=True)
+
+
+async def test_a_dead_member_can_be_dropped_at_once(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a", session_timeout=60).start()
+    b = await Processor(kafka, group, journal, "b", session_timeout=60).start()
+    await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
+    await b.stop(leave=False)
+    assert await log.leave_group(group, ["b", "nobody"]) == ["b"]
+    await until(lambda: a.sink.journal_partitions() == ALL, timeout=10)
+    await a.stop(leave=True)
+
+
+async def test_a_trigger_topic_created_later_is_picked_up(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal, topic = fresh("g"), fresh("journal"), fresh("user.signed_up")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    # A member that was restarted does not lead the group, and the leader is who would notice.
+    await a.stop(leave=False)
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    assert topic not in await log.topics()
+    await log.create([spec(topic, 2)], 1)
+    await log.append(TopicPartition(topic, 1), [Message(None, b"early")])
+    await until(lambda: b"early" in a.sink.values)
+    assert not any(kind == "revoked" for kind, _ in a.sink.events)
+    await a.stop(leave=True)
+
+
+async def test_a_deployment_with_other_triggers_gets_them(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal, old, new = fresh("g"), fresh("journal"), fresh("old"), fresh("new")
+    await make_journal(log, journal)
+    await log.create([spec(old, 2), spec(new, 2)], 1)
+    a = await Processor(kafka, group, journal, "a", triggers=[old]).start()
+    await until(lambda: len(a.sink.owned) == 6)
+    await a.stop(leave=False)
+    a = await Processor(kafka, group, journal, "a", triggers=[new]).start()
+    await until(lambda: {source.topic for source in a.sink.owned} == {journal, new})
+    await log.append(TopicPartition(new, 0), [Message(None, b"event")])
+    await log.append(TopicPartition(journal, 0), [Message(None, b"command")])
+    await until(lambda: set(a.sink.values) == {b"event", b"command"})
+    await a.stop(leave=True)
+
+
+async def test_events_acknowledged_before_a_restart_do_not_come_again(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal, topic = fresh("g"), fresh("journal"), fresh("topic")
+    await make_journal(log, journal)
+    await log.create([spec(topic)], 1)
+    source = TopicPartition(topic, 0)
+    await log.append(source, [Message(None, b"%d" % n) for n in range(1_000)])
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await until(lambda: len(a.sink.values) == 1_000)
+    await a.stop(leave=False)
+    assert await log.committed(group, source) == 1_000
+    assert await log.committed(group, TopicPartition(journal, 0)) is None
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await log.append(source, [Message(None, b"next")])
+    await until(lambda: a.sink.values)
+    assert a.sink.values == [b"next"]
+    await a.stop(leave=True)
+
+
+async def test_a_journal_of_another_shape_is_refused_with_the_remedy(log: KafkaLog, fresh: Any, kafka: str) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    with pytest.raises(BadTopicError, match="make it with `agnt5 topics apply`"):
+        await Processor(kafka, group, journal, "a").start()
+    await make_journal(log, journal, 3)
+    with pytest.raises(BadTopicError, match="set AGNT5_PARTITIONS=3"):
+        await Processor(kafka, group, journal, "a").start()
+
+
+async def test_a_session_timeout_that_the_broker_refuses_ends_the_membership_with_the_remedy(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a", session_timeout=1800).start()
+    with pytest.raises(TransportError, match="AGNT5_SESSION_TIMEOUT must lie between"):
+        await asyncio.wait_for(a.membership.failed(), 20)  # type: ignore[attr-defined]
+    await a.stop(leave=False)
