@@ -5,24 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from agnt5_engine.transport import open_log
-from agnt5_engine.transport.base import Log, Record, TopicPartition, TopicSpec
+from agnt5_engine.transport import make_membership, open_log
+from agnt5_engine.transport.base import Log, Membership, Record, Sink, TopicPartition, TopicSpec
 
 
 class Cluster(Protocol):
     """One place where logs are kept."""
 
     url: str
+    advertised_url: str
 
     def open(self) -> Log: ...
+
+    def join(self, group: str, journal: str, partitions: int, triggers: list[str], sink: Sink) -> Membership:
+        """A membership, not started."""
+        ...
 
 
 class Directory:
     def __init__(self, path: Path) -> None:
         self.url = f"embedded://{path}"
+        self.advertised_url = "http://127.0.0.1:8080"
 
     def open(self) -> Log:
         return open_log(self.url, None)
+
+    def join(self, group: str, journal: str, partitions: int, triggers: list[str], sink: Sink) -> Membership:
+        return make_membership(
+            self.url,
+            app_id=group,
+            instance_id="only",
+            advertised_url=self.advertised_url,
+            journal=journal,
+            partitions=partitions,
+            triggers=triggers,
+            sink=sink,
+            settings=None,
+        )
 
 
 def spec(

@@ -81,7 +81,7 @@ class EngineApp(faust.App):  # type: ignore[misc]
             env={},  # Faust would let bare variables such as BROKER_URL override what is set here
             TableManager=NoTables,
             autodiscover=False,
-            broker_commit_interval=1.0,
+            broker_commit_interval=0.5,
             broker_client_id=wiring.instance_id,
             consumer_auto_offset_reset="earliest",
             processing_guarantee="at_least_once",
