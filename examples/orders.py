@@ -49,7 +49,7 @@ async def charge_customer(ctx: FunctionContext, order_id: str, amount: float) ->
     key = ctx.idempotency_key
     ledger({"call": "charge", "order_id": order_id, "amount": amount, "idempotency_key": key})
     await asyncio.sleep(STEP_SECONDS)
-    return Charge(charge_id=f"ch_{key[-12:]}", amount=amount)
+    return Charge(charge_id=f"ch-{order_id}", amount=amount)
 
 
 @function
