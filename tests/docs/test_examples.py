@@ -62,14 +62,21 @@ async def test_a_large_refund_waits_for_a_person(example: Callable[[str], Module
     async with TestEnvironment() as env:
         small = await env.run(approvals.refund_workflow, order_id="A-1", amount=5)
         expired = await env.run(approvals.refund_workflow, order_id="A-2", amount=500)
+        asked = await env.start(approvals.refund_workflow, order_id="A-3", amount=500)
+        await asked.answer("reject")
+        rejected = await asked.result()
     assert small["status"] == "refunded"
     assert expired["status"] == "expired"
+    assert rejected["status"] == "rejected"
 
 
 async def test_a_user_who_stays_away_is_reminded(example: Callable[[str], ModuleType]) -> None:
     signup = example("signup")
     async with TestEnvironment() as env:
         output = await env.run(signup.signup_workflow, user_id="u-1", email="ada@example.org")
+        back = await env.start(signup.signup_workflow, user_id="u-2", email="grace@example.org")
+        await back.signal("came_back")
+        assert (await back.result())["reminded"] is False
     assert output == {"user_id": "u-1", "reminded": True, "sign_ups": 1}
 
 
