@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from agnt5.function import Function
+from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.appender import Appender, Outgoing
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
@@ -41,6 +42,7 @@ from agnt5_engine.runs.effects import (
     Rescheduled,
     Send,
     SetTimer,
+    StepAlive,
     Superseded,
     Verdict,
 )
@@ -68,6 +70,8 @@ class Surroundings:
     retention_ms: int
     checkpoint_seconds: float
     schedules: Sequence[Schedule] = ()  # those of all partitions
+    withdraw: Callable[[Owner, str, str, Pending], None] = lambda owner, run_id, path, pending: None  # from its pool
+    alive: Callable[[Owner, str, str], None] = lambda owner, run_id, path: None  # a pool has the step in hand
     resident: int = 500  # idle live runs kept in memory after a checkpoint
 
 
@@ -265,8 +269,12 @@ class Owner:
                         self.live.verdict(e)
                     case Moved(run_id, ended):
                         self.live.moved(run_id, ended)
-                    case Abandon(run_id, path):
+                    case Abandon(run_id, path, p):
                         self.steps.abandon(run_id, path)
+                        if isinstance(p.ask, StepAsk) and p.ask.function is not None:
+                            self._around.withdraw(self, run_id, path, p)
+                    case StepAlive(run_id, path):
+                        self._around.alive(self, run_id, path)
                     case Call(key, _, call):
                         self._calls.run(key, call)
                     case InterruptCall(key):

@@ -84,8 +84,7 @@ class Table:
         """The rows, what derives from them, and the marker, in one batch."""
         batch = WriteBatch(raw_mode=True)
         for row in rows:
-            old = self._db.get(row.key) if row.key[:1] in b"rp" else None
-            for d in derived(row, old):
+            for d in derived(row, self.get):
                 _put(batch, d)
             _put(batch, row)
         body = {"format": _FORMAT, **marker._asdict()}

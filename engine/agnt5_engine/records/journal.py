@@ -135,6 +135,26 @@ class StepIsolated(NamedTuple):
     claim: int
 
 
+class StepDispatched(NamedTuple):
+    """The step's command is durable in its queue's topic: it is not to be given to the pool again."""
+
+    run_id: str
+    path: str
+    attempt: int
+    claim: int
+
+
+class StepBeat(NamedTuple):
+    """A pool worker has the step in hand. `state`: working; again (another worker had it and died); alone (it begins
+    with nothing beside it in that worker); left (the worker lets go of it); unknown (it has no such function)."""
+
+    run_id: str
+    path: str
+    attempt: int
+    worker: str
+    state: str
+
+
 class TimerFired(NamedTuple):
     """The log's clock is believed to have reached the due time of the entry (`timeout`: of the run itself)."""
 
@@ -225,6 +245,8 @@ Result: TypeAlias = (
     | StepFailed
     | StepRestarted
     | StepIsolated
+    | StepDispatched
+    | StepBeat
     | TimerFired
     | StateWritten
     | Replied
@@ -235,6 +257,34 @@ Result: TypeAlias = (
     | Delivered
 )
 JournalRecord: TypeAlias = OwnerClaimed | Command | Result
+
+
+# ------------------------------------------------------------------ records of the steps.<queue> topics
+
+
+class StepCommand(NamedTuple):
+    """Execute one attempt of a step. `alone`: with nothing beside it, since workers have died of it or near it."""
+
+    run_id: str
+    run_attempt: int
+    path: str
+    attempt: int
+    name: str
+    function: str
+    input: bytes
+    options: bytes | None
+    session_id: str
+    user_id: str
+    workflow: str
+    metadata: dict[str, str]
+    alone: bool
+
+
+class StepWithdrawn(NamedTuple):
+    """Nobody waits for the commands of this step that stand before this one: cancel what runs, drop what waits."""
+
+    run_id: str
+    path: str
 
 
 # ------------------------------------------------------------------ public record of the outcomes topic

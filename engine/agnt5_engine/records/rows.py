@@ -97,8 +97,6 @@ class RunRow(NamedTuple):
     commands: list[str]
     signals: list[Signal]
     held: list[Held]
-    seq: int
-    length: int  # history rows in all
     history: list[HistoryRow]  # in place of HistoryRows of their own
 
 
@@ -122,6 +120,8 @@ class PendingRow(NamedTuple):
     retry_at: int | None
     restarts: int
     isolated: int
+    dispatched: bool  # its command is in its queue's topic
+    beat_at: int | None  # when a pool worker last said that it has it in hand
 
 
 class SessionRow(NamedTuple):

@@ -205,6 +205,7 @@ def park(state: PartitionState, run: Run, held: Held | None, reason: str, detail
         run.held = [*run.held, state.waiting(held)]
     run.status, run.pause_reason, run.pause_detail = "paused", reason, detail
     state.paused.add(run.run_id)
+    state.changed(run)
     row = HistoryRow(
         run.seq, held.time if held else state.now, h.PAUSED, "", "", reason, run.attempt, 0, None, None, detail,
         None, None, None, [], [], [],
@@ -266,6 +267,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
     if cause.again:
         row = run.history.pop()._replace(asks=notes)
     state.note(run, row, h.public_count(row))
+    if cause.command_id is not None or kind == "signal" or not isinstance(event, Resolved | Failed | TimedOut):
+        state.changed(run)
     if cause.command_id is not None:
         run.commands[cause.command_id] = None
         state.verdict(cause.command_id, run.run_id)
@@ -335,7 +338,7 @@ def _withdraw(state: PartitionState, run: Run, path: str) -> None:
         case TellChildAsk():
             run.tells -= 1
         case StepAsk():
-            state.effects.append(Abandon(run.run_id, path))
+            state.effects.append(Abandon(run.run_id, path, p))
         case ChildAsk():
             withdraw_child(state, run, p.ask)
         case _:

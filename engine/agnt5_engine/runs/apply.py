@@ -38,6 +38,8 @@ from agnt5_engine.records.journal import (
     ScheduleBegun,
     SignalSent,
     StateWritten,
+    StepBeat,
+    StepDispatched,
     StepFailed,
     StepIsolated,
     StepRestarted,
@@ -66,6 +68,7 @@ from agnt5_engine.runs.commands import (
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
 from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
+from agnt5_engine.runs.pools import step_beat, step_dispatched
 from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.state import PartitionState
 
@@ -242,6 +245,10 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
                 p.saved = False
                 state.changed(run)
                 state.effects.append(Execute(run_id, path))
+        case StepDispatched():
+            step_dispatched(state, record)
+        case StepBeat():
+            step_beat(state, held, record)
         case RunParked(run_id, _, reason, detail):
             run = state.run(run_id)
             if run is not None and not run.ended and run.status != "paused":
@@ -353,6 +360,7 @@ def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
     p.attempt += 1
     p.retry_at = r.retry_at
     p.restarts = p.isolated = 0
+    p.dispatched, p.beat_at = False, None
     p.saved = False
     row = HistoryRow(
         run.seq, held.time, h.ATTEMPT_FAILED, r.path, "step", p.ask.name, r.attempt, 0, str(r.retry_at).encode(),
@@ -374,6 +382,7 @@ def _timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
     if key is None:
         state.drop_pending(run, DEADLINE)
         run.cancelled = "timeout"
+        state.changed(run)
         cause = Cause(held, Cancelled("timeout"), name="timeout", digest=int(state.interrupting))
     elif isinstance(p.ask, SleepAsk):
         cause = Cause(held, Resolved(r.path, b"null"), key.kind, key.name)

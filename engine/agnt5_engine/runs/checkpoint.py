@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+from agnt5.replay.protocol import UserAsk
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.rows import HistoryRow, PendingRow, RunRow, SessionRow
 from agnt5_engine.runs import table
 from agnt5_engine.runs.activate import drop_activation
-from agnt5_engine.runs.model import Run
+from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.rows import pending_row, run_row, session_row, user_row
 from agnt5_engine.runs.state import PartitionState
 
@@ -21,6 +22,7 @@ _INLINE_ROWS = 500
 class Row(NamedTuple):
     key: bytes
     value: bytes | None  # None deletes
+    of: Any = None  # what the value encodes, or (of a deleted pending row) the Pending; None where only bytes are known
 
 
 def collect(state: PartitionState) -> list[Row]:
@@ -53,18 +55,24 @@ def collect(state: PartitionState) -> list[Row]:
 
 def _run_rows(run: Run, rows: list[Row]) -> None:
     inline = run.ended and run.saved == 0 and _is_small(run.history)
-    rows.append(Row(table.run_key(run.run_id), encode(run_row(run, inline=inline))))
+    run_id = run.run_id
+    if run.head_changed or not run.stored:
+        head = run_row(run, inline=inline)
+        rows.append(Row(table.run_key(run_id), encode(head), head))
+        run.head_changed = False
     if not inline:
-        for i in range(run.saved, len(run.history)):
-            rows.append(Row(table.history_key(run.run_id, i), encode(run.history[i])))
+        rows.extend(
+            Row(table.history_key(run_id, i), encode(run.history[i])) for i in range(run.saved, len(run.history))
+        )
         run.saved = len(run.history)
-    for path in run.gone:
+    for path, gone in run.gone.items():
         if path not in run.pending:
-            rows.append(Row(table.pending_key(run.run_id, path), None))
-    run.gone = []
+            rows.append(Row(table.pending_key(run_id, path), None, gone))
+    run.gone = {}
     for path, p in run.pending.items():
         if not p.saved:
-            rows.append(Row(table.pending_key(run.run_id, path), encode(pending_row(run.run_id, path, p))))
+            row = pending_row(run_id, path, p)
+            rows.append(Row(table.pending_key(run_id, path), encode(row), row))
             p.saved = True
     run.stored = True
 
@@ -95,36 +103,48 @@ def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
     return rows
 
 
-def derived(row: Row, old: bytes | None) -> Iterator[Row]:
-    """The derived rows that go with a primary row; `old` is the value that it replaces."""
+def derived(row: Row, old: Callable[[bytes], bytes | None]) -> Iterator[Row]:
+    """The derived rows that go with a primary row; `old` looks up what it replaces."""
     family = row.key[:1]
     if family == table.RUN:
         if row.value is None:
             return
-        run = decode(row.value)
-        assert isinstance(run, RunRow)
-        if old is None:
-            yield Row(table.created_key(run.created_at, run.run_id), b"")
+        run: RunRow = row.of or decode(row.value)
+        yield Row(table.created_key(run.created_at, run.run_id), b"")
         if run.finished_at is not None:
             yield Row(table.finished_key(run.finished_at, run.run_id), b"")
         paused = table.PAUSED + run.run_id.encode()
         if run.status == "paused":
             yield Row(paused, b"")
-        elif old is not None:
+        elif old(paused) is not None:
             yield Row(paused, None)
     elif family == table.PENDING:
-        data = row.value if row.value is not None else old
-        new = decode(data) if data is not None else None
-        if isinstance(new, PendingRow) and new.ask == "user":
-            yield Row(table.asked_key(new.asked_at, new.run_id, new.path), b"" if row.value is not None else None)
+        asked = _question_key(row, old)
+        if asked is not None:
+            yield Row(asked, b"" if row.value is not None else None)
     elif family == table.SESSION:
         key = table.BUSY_SESSION + row.key[1:]
         busy = False
         if row.value is not None:
-            session = decode(row.value)
-            assert isinstance(session, SessionRow)
+            session: SessionRow = row.of or decode(row.value)
             busy = session.lock_run is not None or bool(session.queue)
         yield Row(key, b"" if busy else None)
+
+
+def _question_key(row: Row, old: Callable[[bytes], bytes | None]) -> bytes | None:
+    """The derived key of a pending row that is a question to a person."""
+    of = row.of
+    if of is None:
+        data = row.value if row.value is not None else old(row.key)
+        of = decode(data) if data is not None else None
+    run_id, _, path = row.key[1:].decode().partition("\0")
+    match of:
+        case PendingRow(ask="user", asked_at=asked_at):
+            return table.asked_key(asked_at, run_id, path)
+        case Pending(ask=UserAsk(), asked_at=asked_at):
+            return table.asked_key(asked_at, run_id, path)
+        case _:
+            return None
 
 
 def forget_clean(state: PartitionState, *, keep: int) -> int:

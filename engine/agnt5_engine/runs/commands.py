@@ -89,6 +89,7 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
     else:
         if run.cancelled is None:
             run.cancelled = "cancel"
+            state.changed(run)
         advance(
             state, run,
             Cause(held, Cancelled("cancel"), name="cancel", digest=int(state.interrupting), command_id=r.command_id),

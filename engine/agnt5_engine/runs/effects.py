@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from agnt5.replay.protocol import InPlaceCall
 from agnt5_engine.records.journal import JournalRecord
+from agnt5_engine.runs.model import Pending
 
 
 class Execute(NamedTuple):
@@ -20,7 +21,15 @@ class Execute(NamedTuple):
 
 
 class Abandon(NamedTuple):
-    """Nobody waits for the step at `path` any more: cancel it if it is running."""
+    """Nobody waits for the step at `path` any more: cancel it if it is running, here or in a pool."""
+
+    run_id: str
+    path: str
+    pending: Pending
+
+
+class StepAlive(NamedTuple):
+    """A pool worker has the step in hand: it must not be silent for too long."""
 
     run_id: str
     path: str
@@ -92,5 +101,16 @@ class Superseded(NamedTuple):
 
 
 Effect: TypeAlias = (
-    Execute | Abandon | SetTimer | Append | Send | Call | InterruptCall | Verdict | Moved | Rescheduled | Superseded
+    Execute
+    | Abandon
+    | StepAlive
+    | SetTimer
+    | Append
+    | Send
+    | Call
+    | InterruptCall
+    | Verdict
+    | Moved
+    | Rescheduled
+    | Superseded
 )

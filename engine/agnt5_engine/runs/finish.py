@@ -22,12 +22,13 @@ def finish(
         p = state.drop_pending(run, path)
         assert p is not None
         if isinstance(p.ask, StepAsk):
-            state.effects.append(Abandon(run.run_id, path))
+            state.effects.append(Abandon(run.run_id, path, p))
         elif isinstance(p.ask, ChildAsk) and status in ("cancelled", "timeout"):
             withdraw_child(state, run, p.ask)
     run.status, run.output, run.finished_at = status, output, time
     run.pause_reason = run.pause_detail = None
     state.paused.discard(run.run_id)
+    state.changed(run)
     run.held, run.signals, run.tells = [], [], 0
     if error is not None:
         run.error_type, run.message, run.traceback, run.step = error.type, error.message, error.traceback, error.step
@@ -51,6 +52,7 @@ def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, comma
         state.drop_pending(run, path)
     run.status, run.attempt, run.finished_at, run.output = "running", attempt, None, None
     run.error_type = run.message = run.traceback = run.step = run.cancelled = None
+    state.changed(run)
     arm_deadline(state, run, held.time)
     advance(state, run, Cause(held, None, again=True, attempt=attempt, command_id=command_id))
 
@@ -58,6 +60,7 @@ def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, comma
 def unpark(state: PartitionState, run: Run, time: int) -> list[Held]:
     """Let a parked run try again. Returns the records it held back, to be applied now, in order."""
     state.paused.discard(run.run_id)
+    state.changed(run)
     held, run.held = run.held, []
     run.status, run.pause_reason, run.pause_detail = "running", None, None
     row = HistoryRow(

@@ -46,7 +46,17 @@ DEADLINE = "timeout"
 class Pending:
     """One thing a run waits for, what it asks for, and how often it was tried."""
 
-    __slots__ = ("ask", "asked_at", "attempt", "isolated", "restarts", "retry_at", "saved")
+    __slots__ = (
+        "ask",
+        "asked_at",
+        "attempt",
+        "beat_at",
+        "dispatched",
+        "isolated",
+        "restarts",
+        "retry_at",
+        "saved",
+    )
 
     def __init__(self, ask: EngineAsk, asked_at: int) -> None:
         self.ask = ask
@@ -55,6 +65,8 @@ class Pending:
         self.retry_at: int | None = None
         self.restarts = 0
         self.isolated = 0
+        self.dispatched = False  # a pool has it
+        self.beat_at: int | None = None  # when the pool last said so (ms)
         self.saved = False  # a row of it is in the table
 
     @property
@@ -90,6 +102,7 @@ class Run:
         "executing",
         "finished_at",
         "gone",
+        "head_changed",
         "held",
         "history",
         "input",
@@ -151,9 +164,10 @@ class Run:
         # bookkeeping that is not state
         self.activation: Activation | None = None
         self.executing = 0  # steps running in this process
+        self.head_changed = False  # the RunRow must be written again
         self.stored = False  # the table has a RunRow
         self.saved = 0  # so many HistoryRows are in the table
-        self.gone: list[str] = []  # pending paths whose rows must be deleted
+        self.gone: dict[str, Pending] = {}  # what is pending no longer, and has a row
 
     @property
     def ended(self) -> bool:

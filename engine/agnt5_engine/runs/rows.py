@@ -15,10 +15,16 @@ from agnt5.replay.protocol import (
 )
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.routing import routing_key
-from agnt5_engine.records.rows import PendingRow, RunRow, SessionRow, UserRow
+from agnt5_engine.records.rows import HistoryRow, PendingRow, RunRow, SessionRow, UserRow
+from agnt5_engine.runs.history import public_count
 from agnt5_engine.runs.model import DeadlineAsk, EndAsk, EngineAsk, Pending, Run, Session, User
 
 _ALLOW_CUSTOM, _SKIPPABLE, _DETACHED = 1, 2, 4
+
+
+def next_seq(history: list[HistoryRow]) -> int:
+    """The number of public events that a history tells of."""
+    return history[-1].seq + public_count(history[-1]) if history else 0
 
 
 def run_row(run: Run, *, inline: bool) -> RunRow:
@@ -49,8 +55,6 @@ def run_row(run: Run, *, inline: bool) -> RunRow:
         commands=list(run.commands),
         signals=run.signals,
         held=run.held,
-        seq=run.seq,
-        length=len(run.history),
         history=run.history if inline else [],
     )
 
@@ -78,8 +82,8 @@ def run_of(row: RunRow) -> Run:
     run.commands = dict.fromkeys(row.commands)
     run.signals = row.signals
     run.held = row.held
-    run.seq = row.seq
     run.history = row.history
+    run.seq = next_seq(run.history)
     run.stored = True
     return run
 
@@ -112,7 +116,7 @@ def user_of(row: UserRow) -> User:
 def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
     row = PendingRow(
         run_id, path, "", "", None, b"", None, None, 0, None, None, None,
-        p.asked_at, p.attempt, p.retry_at, p.restarts, p.isolated,
+        p.asked_at, p.attempt, p.retry_at, p.restarts, p.isolated, p.dispatched, p.beat_at,
     )  # fmt: skip
     match p.ask:
         case StepAsk(name=name, function=function, input=data, options=options):
@@ -149,6 +153,7 @@ def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
 def pending_of(row: PendingRow) -> Pending:
     p = Pending(_ask_of(row), row.asked_at)
     p.attempt, p.retry_at, p.restarts, p.isolated = row.attempt, row.retry_at, row.restarts, row.isolated
+    p.dispatched, p.beat_at = row.dispatched, row.beat_at
     p.saved = True
     return p
 

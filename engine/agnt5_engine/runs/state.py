@@ -13,7 +13,7 @@ from agnt5_engine.records.rows import EarlyCancelRow, Held, HistoryRow, OutboxRo
 from agnt5_engine.runs import table
 from agnt5_engine.runs.effects import Effect, Verdict
 from agnt5_engine.runs.model import Pending, Run, Session, User
-from agnt5_engine.runs.rows import pending_of, run_of, session_of, user_of
+from agnt5_engine.runs.rows import next_seq, pending_of, run_of, session_of, user_of
 
 
 class Code(Protocol):
@@ -96,9 +96,10 @@ class PartitionState:
             return None
         row = decode(data)
         run = run_of(row)
-        if history and not run.history and row.length:
-            run.history = [decode(value) for _, value in self.rows.scan(table.history_prefix(run_id))][: row.length]
+        if history and not run.history:
+            run.history = [decode(value) for _, value in self.rows.scan(table.history_prefix(run_id))]
             run.saved = len(run.history)
+            run.seq = next_seq(run.history)
         for _, value in self.rows.scan(table.pending_prefix(run_id)):
             pending = decode(value)
             run.pending[pending.path] = pending_of(pending)
@@ -146,6 +147,8 @@ class PartitionState:
     # ------------------------------------------------------------------ change
 
     def changed(self, run: Run) -> None:
+        """Something of the run other than its history or what it waits for has changed."""
+        run.head_changed = True
         self.dirty_runs[run.run_id] = run
 
     def session_changed(self, session: Session) -> None:
@@ -158,7 +161,7 @@ class PartitionState:
     def drop_pending(self, run: Run, path: str) -> Pending | None:
         p = run.pending.pop(path, None)
         if p is not None and p.saved:
-            run.gone.append(path)
+            run.gone[path] = p
         return p
 
     def post(self, row: OutboxRow) -> None:
