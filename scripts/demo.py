@@ -324,6 +324,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.kills < 0 or options.orders < 10 * (options.kills + 1):
         parser.error("at least 10 orders for each kill and 10 more, so that each kill finds some in the middle")
+    # Asked to stop, it still takes the processor with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="agnt5-demo-"))
     processor = Processor(folder)
