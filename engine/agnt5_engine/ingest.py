@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 #: Trigger topics wait while more steps than this wait for a slot.
-_BACKLOG = 5000
+_BACKLOG = 200
 _POLL = 0.02
 #: Events that are taken in before their requests are made durable.
 _CHUNK = 500

@@ -197,9 +197,7 @@ class _Attempt:
         if p is None or self.owner._closed or self.owner.attempt_of(run.run_id, path) is not self:
             self.owner.done(self, None)
         elif p.isolated >= _ISOLATED_DEATHS:
-            detail = (
-                f"step {path} ({self.ask.name}) killed its processor {p.isolated} times while it ran alone"
-            )
+            detail = f"step {path} ({self.ask.name}) killed its processor {p.isolated} times while it ran alone"
             self.owner.done(self, RunParked(run.run_id, path, "poison", detail, claim))
         else:
             self.waits = True
