@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from agnt5_engine.settings import Settings
 from agnt5_engine.transport import make_membership, open_log
 from agnt5_engine.transport.base import Log, Membership, Record, Sink, TopicPartition, TopicSpec
 
@@ -31,17 +32,38 @@ class Directory:
         return open_log(self.url, None)
 
     def join(self, group: str, journal: str, partitions: int, triggers: list[str], sink: Sink) -> Membership:
-        return make_membership(
-            self.url,
-            app_id=group,
-            instance_id="only",
-            advertised_url=self.advertised_url,
-            journal=journal,
-            partitions=partitions,
-            triggers=triggers,
-            sink=sink,
-            settings=None,
-        )
+        return _membership(self, group, journal, partitions, triggers, sink, None)
+
+
+class Brokers:
+    """A Kafka cluster, by its bootstrap servers."""
+
+    def __init__(self, servers: str) -> None:
+        self.url = f"kafka://{servers}"
+        self.advertised_url = "http://127.0.0.1:8080"
+        self._settings = Settings(broker=self.url)
+
+    def open(self) -> Log:
+        return open_log(self.url, self._settings)
+
+    def join(self, group: str, journal: str, partitions: int, triggers: list[str], sink: Sink) -> Membership:
+        return _membership(self, group, journal, partitions, triggers, sink, self._settings)
+
+
+def _membership(
+    cluster: Cluster, group: str, journal: str, partitions: int, triggers: list[str], sink: Sink, settings: Any
+) -> Membership:
+    return make_membership(
+        cluster.url,
+        app_id=group,
+        instance_id="only",
+        advertised_url=cluster.advertised_url,
+        journal=journal,
+        partitions=partitions,
+        triggers=triggers,
+        sink=sink,
+        settings=settings,
+    )
 
 
 def spec(

@@ -8,11 +8,13 @@ import pytest
 
 from agnt5_engine.transport.base import Log
 from agnt5_engine.transport.embedded.log import EmbeddedLog
-from transport.clusters import Cluster, Directory
+from tests.transport.clusters import Brokers, Cluster, Directory
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Cluster:
+    if request.param == "kafka":
+        return Brokers(request.getfixturevalue("kafka"))
     return Directory(tmp_path / "Data Of Ours")
 
 

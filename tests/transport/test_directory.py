@@ -16,9 +16,9 @@ import pytest
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.embedded.log import EmbeddedLog, open_log
 from agnt5_engine.transport.embedded.store import StoreError, WriteBatch
-from transport.clusters import Directory, everything, made, spec
+from tests.transport.clusters import Directory, everything, made, spec
 
-_TESTS = Path(__file__).parent.parent
+_ROOT = Path(__file__).parent.parent.parent
 JOURNAL = TopicPartition("journal", 0)
 
 
@@ -27,7 +27,7 @@ def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(_TESTS)},
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
         check=False,
     )
 
@@ -189,7 +189,7 @@ _FULL = """
 import asyncio, json, resource, sys
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.embedded.log import open_log
-from transport.clusters import spec
+from tests.transport.clusters import spec
 
 async def main():
     log = open_log(sys.argv[1])

@@ -13,7 +13,7 @@ from agnt5_engine.transport.base import FencedError, Message, OffsetGoneError, R
 from agnt5_engine.transport.embedded import cleaning
 from agnt5_engine.transport.embedded.checkpoint import EmbeddedCheckpointer
 from agnt5_engine.transport.embedded.log import EmbeddedLog
-from transport.clusters import Directory, everything, made, spec
+from tests.transport.clusters import Directory, everything, made, spec
 
 
 class Syncs:

@@ -22,8 +22,8 @@ from agnt5_engine.transport.embedded.consumer import FAUST_URL, Transport
 from agnt5_engine.transport.embedded.log import EmbeddedLog
 from agnt5_engine.transport.faust_app import EngineApp, Wiring
 from agnt5_engine.transport.membership import FaustMembership
-from transport.clusters import Directory, spec
-from transport.sinks import NotingSink
+from tests.transport.clusters import Directory, spec
+from tests.transport.sinks import NotingSink
 
 JOURNAL = TopicPartition("journal", 0)
 EVENTS = TopicPartition("events", 0)

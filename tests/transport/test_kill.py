@@ -10,21 +10,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from agnt5_engine.transport.base import TopicPartition
-from transport.clusters import Directory, everything
-from transport.writer import PARTITIONS
+from tests.transport.clusters import Directory, everything
+from tests.transport.writer import PARTITIONS
 
 ROUNDS = 20
-_TESTS = Path(__file__).parent.parent
+_ROOT = Path(__file__).parent.parent.parent
 
 
 def _killed_writer(url: str, life: int, after: float) -> list[list[str]]:
     """What a writer acknowledged until it was killed, `after` seconds after its first acknowledgement."""
     writer = subprocess.Popen(
-        [sys.executable, "-m", "transport.writer", url, str(life)],
+        [sys.executable, "-m", "tests.transport.writer", url, str(life)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(_TESTS)},
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
     )
     assert writer.stdout is not None
     first = writer.stdout.readline()
@@ -38,6 +40,7 @@ def _killed_writer(url: str, life: int, after: float) -> list[list[str]]:
     return [line.split() for line in lines if line.endswith("\n")]
 
 
+@pytest.mark.slow
 async def test_killed_at_any_moment_no_acknowledged_record_is_lost_or_out_of_place(tmp_path: Path) -> None:
     directory = Directory(tmp_path / "data")
     acknowledged: dict[tuple[int, int], tuple[int, str]] = {}

@@ -18,7 +18,7 @@ from agnt5_engine.transport.base import (
     TopicPartition,
     TransportError,
 )
-from transport.clusters import Cluster, everything, made, spec
+from tests.transport.clusters import Cluster, everything, made, spec
 
 Fresh = Callable[[str], str]
 
@@ -116,8 +116,8 @@ async def test_a_record_too_large_is_refused_with_its_neighbours_unharmed(log: L
 
 async def test_a_compacted_topic_refuses_a_record_without_key(log: Log, fresh: Fresh) -> None:
     target = await made(log, fresh("c"), cleanup="compact")
-    with pytest.raises(TransportError, match="needs a key"):
-        await log.append(target, [Message(b"a", b""), Message(None, b"")])
+    with pytest.raises(TransportError, match=target.topic):
+        await log.append(target, [Message(None, b"")])
     assert (await log.append(target, [Message(b"b", b"")])).offset == 0
 
 
@@ -181,6 +181,13 @@ async def _journal_and_changelog(log: Log, fresh: Fresh) -> tuple[TopicPartition
     return await made(log, fresh("journal")), await made(log, fresh("changelog"), cleanup="compact")
 
 
+async def _until_committed(log: Log, group: str, source: TopicPartition, offset: int) -> None:
+    """Kafka shows an offset of a transaction a moment after it has acknowledged it; the marker row is the truth."""
+    async with asyncio.timeout(30):
+        while await log.committed(group, source) != offset:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 async def test_a_checkpoint_brings_rows_and_the_groups_offset_together(log: Log, fresh: Fresh) -> None:
     journal, changelog = await _journal_and_changelog(log, fresh)
     group = fresh("g")
@@ -190,12 +197,12 @@ async def test_a_checkpoint_brings_rows_and_the_groups_offset_together(log: Log,
     rows = [Message(b"%d" % n, b"row") for n in range(700)]
     end = await checkpointer.write([*rows, Message(b"marker", b"41")], journal, 42)
     assert end == 701
-    assert await log.committed(group, journal) == 42
+    await _until_committed(log, group, journal, 42)
     assert await log.committed(fresh("another"), journal) is None
     records = await everything(log, changelog)
     assert [r.key for r in records] == [*(b"%d" % n for n in range(700)), b"marker"]
     await checkpointer.write([Message(b"marker", b"50")], journal, 51)
-    assert await log.committed(group, journal) == 51
+    await _until_committed(log, group, journal, 51)
     await checkpointer.close()
 
 
@@ -212,7 +219,7 @@ async def test_an_owner_fenced_by_a_later_one_writes_nothing_more(log: Log, fres
             await zombie.write([Message(b"b", b"zombie")], journal, 99)
     await owner.write([Message(b"c", b"owner")], journal, 5)
     assert [(r.key, r.value) for r in await everything(log, changelog)] == [(b"a", b"zombie"), (b"c", b"owner")]
-    assert await log.committed(group, journal) == 5
+    await _until_committed(log, group, journal, 5)
     await zombie.close()
     await owner.close()
 
@@ -226,7 +233,7 @@ async def test_owners_of_different_partitions_do_not_fence_each_other(log: Log, 
     await second.open()
     await first.write([Message(b"a", b"")], journal, 1)
     await second.write([Message(b"b", b"")], journal, 2)
-    assert await log.committed(group, journal) == 1
+    await _until_committed(log, group, journal, 1)
     await first.close()
     await second.close()
 
@@ -262,5 +269,5 @@ async def test_appends_and_checkpoints_at_once_all_land(log: Log, fresh: Fresh) 
     await asyncio.gather(append(), checkpoint())
     assert [r.key for r in await everything(log, journal)] == [b"%d" % n for n in range(200)]
     assert [r.value for r in await everything(log, changelog)] == [b"%d" % n for n in range(20)]
-    assert await log.committed(group, journal) == 20
+    await _until_committed(log, group, journal, 20)
     await checkpointer.close()

@@ -11,8 +11,8 @@ import pytest
 
 from agnt5_engine.transport.base import Log, Message, TopicPartition
 from agnt5_engine.transport.membership import FaustMembership
-from transport.clusters import Cluster, spec
-from transport.sinks import NotingSink
+from tests.transport.clusters import Cluster, spec
+from tests.transport.sinks import NotingSink
 
 Fresh = Callable[[str], str]
 PARTITIONS = 3

@@ -7,7 +7,7 @@ import sys
 
 from agnt5_engine.transport.base import Message, TopicPartition
 from agnt5_engine.transport.embedded.log import open_log
-from transport.clusters import spec
+from tests.transport.clusters import spec
 
 PARTITIONS = 3
 WRITERS = 5

@@ -18,9 +18,6 @@ from faust.types import TP
 from agnt5_engine.transport.base import Batch, Member, TopicPartition
 from agnt5_engine.transport.faust_app import Wiring
 
-_HELD_BACK_POLL = 0.02
-"""How long one poll may wait while some partition is held back and might be freed meanwhile, in seconds."""
-
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -42,11 +39,8 @@ class Lane:
 class SinkConsumer(Consumer):  # type: ignore[misc]
     """Put it before the transport's own consumer class, and define `client_seek`, `to_batch` and `group_members`.
 
-    A transport whose `_getmany` can be woken waits on `turned` and returns early when it is set.
+    Its `_getmany` clears `turned`, and returns, with nothing if need be, as soon as that is set again.
     """
-
-    interruptible = False
-    """Whether `_getmany` returns when `turned` is set; otherwise it is polled more often while it matters."""
 
     sink_failure: BaseException | None = None
     """What the sink raised: the engine's own error, which a new start would only repeat."""
@@ -113,14 +107,12 @@ class SinkConsumer(Consumer):  # type: ignore[misc]
             if not self.flow_active:
                 await self.wait(self.can_resume_flow)
                 continue
-            wanted, held_back = self._wanted()
+            self.turned.clear()
+            wanted = self._wanted()
             if not wanted:
-                self.turned.clear()
-                if not self._wanted()[0]:
-                    await self.turned.wait()
+                await self.turned.wait()
                 continue
-            patience = timeout if self.interruptible or not held_back else min(timeout, _HELD_BACK_POLL)
-            fetched: Mapping[TP, Any] = await self._getmany(wanted, patience)
+            fetched: Mapping[TP, Any] = await self._getmany(wanted, timeout)
             others: dict[TP, Any] = {}
             for source, records in fetched.items():
                 lane = self.lanes.get(source)
@@ -136,22 +128,19 @@ class SinkConsumer(Consumer):  # type: ignore[misc]
                     yield source, self._to_message(source, record)
             await asyncio.sleep(0)  # lets a sink that takes its batch at once be ready for the next
 
-    def _wanted(self) -> tuple[set[TP], bool]:
-        """The partitions to fetch now, and whether some are held back that may be wanted soon."""
+    def _wanted(self) -> set[TP]:
+        """The partitions to fetch now."""
         wanted: set[TP] = set()
-        held_back = False
         lanes = self.lanes
         for source in self._get_active_partitions():
             lane = lanes.get(source)
             if lane is None:
                 if source.topic not in self.wiring.topics:
                     wanted.add(source)
-            elif lane.held or lane.paused or lane.delivery is not None:
-                held_back = True
-            else:
+            elif not (lane.held or lane.paused or lane.delivery is not None):
                 lane.polled = lane.epoch
                 wanted.add(source)
-        return wanted, held_back
+        return wanted
 
     def _deliver(self, source: TP, lane: Lane, records: Any) -> None:
         batch = self.to_batch(source, records)

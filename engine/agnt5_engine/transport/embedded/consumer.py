@@ -34,8 +34,6 @@ log = structlog.stdlib.get_logger(__name__)
 class EmbeddedConsumer(SinkConsumer):
     """Assigns itself all partitions of what it subscribes to, and reads a partition when its end has moved."""
 
-    interruptible = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._log: EmbeddedLog | None = None

@@ -41,7 +41,6 @@ log = structlog.stdlib.get_logger(__name__)
 class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
     """One member of the group."""
 
-    interruptible = True
     RebalanceListener: ClassVar[type[Listener]] = Listener
     _thread: Thread
 
