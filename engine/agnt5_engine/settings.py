@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from pydantic_settings import (
 )
 
 from agnt5_engine.api_keys import ApiKey, Scope, granted, parse_api_key
+from agnt5_engine.limits import Limit, limit_name, parse_limit
 from agnt5_engine.units import Bytes, Seconds
 
 PREFIX = "AGNT5_"
@@ -39,6 +41,12 @@ DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_DIR = ".agnt5"
 
 _WEBHOOK = re.compile(r"AGNT5_WEBHOOK_([A-Z0-9_]+?)_SECRET")
+_LIMIT = re.compile(r"AGNT5_(QUEUE|FUNCTION)_([A-Z0-9_]+?)_(CONCURRENCY|RATE)")
+_COLLECTED = {
+    "webhook_secrets": "AGNT5_WEBHOOK_<SOURCE>_SECRET",
+    "queue_limits": "AGNT5_QUEUE_<NAME>_CONCURRENCY or _RATE",
+    "function_limits": "AGNT5_FUNCTION_<NAME>_CONCURRENCY or _RATE",
+}
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]+")
 _LONGEST_TOPIC = 249  # Kafka's limit
 
@@ -93,6 +101,10 @@ class Settings(BaseSettings):
     """Threads for plain `def` steps in one process."""
     heartbeat_timeout: Seconds = Field(30.0, ge=1)
     """How long a step in a worker pool may be silent before it is given to another worker."""
+    queue_limits: Annotated[dict[str, Limit], NoDecode] = Field(default_factory=dict)
+    """Queue -> limit in one process, collected from AGNT5_QUEUE_<NAME>_CONCURRENCY (`4`) and _RATE (`10/s`)."""
+    function_limits: Annotated[dict[str, Limit], NoDecode] = Field(default_factory=dict)
+    """Function -> limit in one process, collected from AGNT5_FUNCTION_<NAME>_CONCURRENCY and _RATE."""
     run_retention: Seconds = Field(7 * 86400.0, ge=1)
     max_payload_bytes: Bytes = Field(2**20, ge=1024, le=64 * 2**20)
 
@@ -218,6 +230,13 @@ class Settings(BaseSettings):
             raise ValueError("give each source its own variable: AGNT5_WEBHOOK_STRIPE_SECRET, or a table in the file")
         return {_source(name): _secrets(secrets) for name, secrets in value.items()}
 
+    @field_validator("queue_limits", "function_limits", mode="before")
+    @classmethod
+    def _parse_limits(cls, value: Any) -> dict[str, Limit]:
+        if not isinstance(value, Mapping):
+            raise ValueError("give a table for each name, with concurrency and rate")
+        return {limit_name(name): parse_limit(limit) for name, limit in value.items()}
+
     # -- fields together
 
     @model_validator(mode="after")
@@ -320,6 +339,14 @@ class Settings(BaseSettings):
         """The secrets of a webhook source, newest first; empty when none is set."""
         return [secret.get_secret_value() for secret in self.webhook_secrets.get(_source(source), [])]
 
+    def queue_limit(self, queue: str) -> Limit | None:
+        """How much of this queue one process does; None: as much as it can."""
+        return self.queue_limits.get(limit_name(queue))
+
+    def function_limit(self, function: str) -> Limit | None:
+        """How much of this function one process does; None: as much as it can."""
+        return self.function_limits.get(limit_name(function))
+
     @property
     def run_retention_ms(self) -> int:
         return round(self.run_retention * 1000)
@@ -353,6 +380,9 @@ def load_settings(**overrides: Any) -> Settings:
 
     Logs a warning for every AGNT5_* variable that is no setting. Raises SettingsError.
     """
+    if not structlog.is_configured():
+        # Unconfigured, structlog prints to stdout, which is for data.
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         settings = Settings(**given)
@@ -360,14 +390,15 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError("\n".join(_fault(line, given) for line in error.errors())) from None
     for place, variables in (("environment", os.environ), (ENV_FILE, _dotenv())):
         for name in variables:
-            if name.startswith(PREFIX) and _field(name) is None and not _WEBHOOK.fullmatch(name):
+            known = _field(name) is not None or _WEBHOOK.fullmatch(name) or _LIMIT.fullmatch(name)
+            if name.startswith(PREFIX) and not known:
                 log.warning("setting.unknown", variable=name, where=place, did_you_mean=near_variable(name))
     return settings
 
 
 def near_variable(name: str) -> str | None:
     """The setting's variable that `name` was probably meant to be."""
-    known = [PREFIX + field.upper() for field in Settings.model_fields if field != "webhook_secrets"]
+    known = [PREFIX + field.upper() for field in Settings.model_fields if field not in _COLLECTED]
     return next(iter(difflib.get_close_matches(name, [*known, "AGNT5_WEBHOOK_STRIPE_SECRET"], n=1, cutoff=0.7)), None)
 
 
@@ -386,7 +417,7 @@ def is_loopback(host: str) -> bool:
 
 def _field(variable: str) -> str | None:
     name = variable.removeprefix(PREFIX).lower()
-    return name if name in Settings.model_fields and name != "webhook_secrets" else None
+    return name if name in Settings.model_fields and name not in _COLLECTED else None
 
 
 def _from_variables(variables: Mapping[str, str | None]) -> dict[str, Any]:
@@ -399,6 +430,9 @@ def _from_variables(variables: Mapping[str, str | None]) -> dict[str, Any]:
             found[name] = value
         elif match := _WEBHOOK.fullmatch(variable):
             found.setdefault("webhook_secrets", {})[match[1].lower()] = value
+        elif match := _LIMIT.fullmatch(variable):
+            limits = found.setdefault(f"{match[1].lower()}_limits", {})
+            limits.setdefault(match[2].lower(), {})[match[3].lower()] = value
     return found
 
 
@@ -477,5 +511,5 @@ def _place(name: str, given: Mapping[str, Any]) -> str:
         return variable
     for where, variables in (("", _from_variables(os.environ)), (f" in {ENV_FILE}", _from_variables(_dotenv()))):
         if name in variables:
-            return f"{'AGNT5_WEBHOOK_<SOURCE>_SECRET' if name == 'webhook_secrets' else variable}{where}"
+            return f"{_COLLECTED.get(name, variable)}{where}"
     return f"{name!r} in {TOML_FILE}"

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from agnt5_engine.api_keys import ALL_SCOPES
-from agnt5_engine.settings import Settings, SettingsError, load_settings
+from agnt5_engine.limits import Limit
+from agnt5_engine.settings import _COLLECTED, Settings, SettingsError, load_settings
 from agnt5_engine.units import parse_duration, parse_size
 
 
@@ -145,6 +147,16 @@ def test_an_unknown_variable_is_warned_of_with_a_near_name(monkeypatch: pytest.M
     ]
 
 
+def test_the_warning_leaves_stdout_to_data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.reset_defaults()
+    monkeypatch.setenv("AGNT5_PARTITION", "3")
+    load_settings()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "AGNT5_PARTITIONS" in shown.err
+    structlog.reset_defaults()
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGNT5_PARTITIONS", "")
     assert load_settings().partitions == 8
@@ -169,6 +181,20 @@ def test_other_processors_are_told_an_address_they_can_reach(monkeypatch: pytest
     monkeypatch.setattr("socket.gethostname", lambda: "node-7")
     assert load_settings(http="0.0.0.0:80", api_keys="k").advertised_url_for(80) == "http://node-7:80"
     assert load_settings(advertised_url="https://a.example/x/").advertised_url_for(1) == "https://a.example/x"
+
+
+def test_limits_are_collected_by_queue_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("agnt5.toml").write_text(
+        '[queue_limits.gpu-large]\nconcurrency = 2\n[function_limits.charge]\nrate = "30/m"\n'
+    )
+    monkeypatch.setenv("AGNT5_QUEUE_GPU_LARGE_RATE", "10/s")
+    settings = load_settings()
+    assert settings.queue_limit("gpu-large") == Limit(2, 10.0)
+    assert settings.function_limit("charge") == Limit(None, 0.5)
+    assert settings.queue_limit("other") is None
+    monkeypatch.setenv("AGNT5_QUEUE_GPU_LARGE_RATE", "fast")
+    with pytest.raises(SettingsError, match="AGNT5_QUEUE_<NAME>_CONCURRENCY or _RATE: rate 'fast'"):
+        load_settings()
 
 
 def test_webhook_secrets_are_collected_by_source_and_rotate() -> None:
@@ -262,5 +288,5 @@ def test_settings_do_not_change_once_loaded() -> None:
 
 def test_every_setting_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    missing = [f"AGNT5_{name.upper()}" for name in Settings.model_fields if name != "webhook_secrets"]
+    missing = [f"AGNT5_{name.upper()}" for name in Settings.model_fields if name not in _COLLECTED]
     assert [name for name in missing if f"`{name}`" not in page] == []
