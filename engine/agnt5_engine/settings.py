@@ -235,7 +235,14 @@ class Settings(BaseSettings):
     def _parse_limits(cls, value: Any) -> dict[str, Limit]:
         if not isinstance(value, Mapping):
             raise ValueError("give a table for each name, with concurrency and rate")
-        return {limit_name(name): parse_limit(limit) for name, limit in value.items()}
+        tables: dict[str, dict[str, Any]] = {}
+        for name, table in value.items():  # the file's `gpu-large` and a variable's GPU_LARGE are one
+            if isinstance(table, Limit):
+                table = {field: part for field, part in table._asdict().items() if part is not None}
+            if not isinstance(table, Mapping):
+                raise ValueError(f"{name!r} is not a table with concurrency and rate")
+            tables.setdefault(limit_name(name), {}).update(table)
+        return {name: parse_limit(table) for name, table in tables.items()}
 
     # -- fields together
 
