@@ -25,6 +25,7 @@ from agnt5_engine.gateway.catalog import RegistryCatalog
 from agnt5_engine.gateway.serve import HttpServer
 from agnt5_engine.ingest import Ingest
 from agnt5_engine.logs import configure_logs
+from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
 from agnt5_engine.partition.steps import Slots
@@ -82,6 +83,8 @@ class Processor:
         self._members: list[Member] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.step_concurrency, settings.step_threads)
+        limited = settings.queue_limits or settings.function_limits
+        self._gates = Gates(settings.queue_limit, settings.function_limit) if limited else None
         self._code = _Code(settings.max_payload_bytes)
         self._schedules = schedules_of(registry.workflows().values())
         self._code_version = settings.code_version or registry.code_version()
@@ -233,6 +236,7 @@ class Processor:
             retention_ms=s.run_retention_ms,
             checkpoint_seconds=s.checkpoint_interval,
             schedules=self._schedules,
+            gates=self._gates,
         )
         return Owner(place, checkpointer, around)
 

@@ -19,6 +19,7 @@ from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.appender import Appender, Outgoing
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
+from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.live import Live
 from agnt5_engine.partition.recovery import PartitionStopped, Place, check_journal, claim, restore
 from agnt5_engine.partition.schedules import Schedules
@@ -70,6 +71,7 @@ class Surroundings:
     retention_ms: int
     checkpoint_seconds: float
     schedules: Sequence[Schedule] = ()  # those of all partitions
+    gates: Gates | None = None  # None: nothing is limited
     withdraw: Callable[[Owner, str, str, Pending], None] = lambda owner, run_id, path, pending: None  # from its pool
     alive: Callable[[Owner, str, str], None] = lambda owner, run_id, path: None  # a pool has the step in hand
     resident: int = 500  # idle live runs kept in memory after a checkpoint
@@ -118,6 +120,7 @@ class Owner:
             dispatch=lambda run, p, path: self._around.dispatch(self, run, p, path),
             listener=self.live.listener,
             max_payload=self._around.code.max_payload,
+            gates=self._around.gates,
         )
         self._calls = Calls(self._call_finished)
         self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)

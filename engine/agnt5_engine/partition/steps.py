@@ -18,6 +18,7 @@ from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
 from agnt5.replay.protocol import StepAsk
+from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.model import Pending, Run
@@ -90,6 +91,7 @@ class Steps:
         dispatch: Callable[[Run, Pending, str], bool],
         listener: Callable[[str], Any],
         max_payload: int,
+        gates: Gates | None = None,
     ) -> None:
         self._state = state
         self._slots = slots
@@ -99,6 +101,7 @@ class Steps:
         self._dispatch = dispatch  # hands a step of a queue to its pool; False: run it here
         self._listener = listener
         self._max_payload = max_payload
+        self._gates = gates
         self._running: dict[tuple[str, str], _Attempt] = {}
         self._later: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._closed = False
@@ -129,8 +132,17 @@ class Steps:
         run.executing += 1
         if p.restarts >= _ISOLATED_FROM:
             self._slots.take_alone(attempt.announce)
+        elif (gate := self._gate(p.ask)) is not None:
+            attempt.gate = gate
+            gate.submit(attempt)
         else:
             self._slots.take(attempt.start)
+
+    def _gate(self, ask: StepAsk) -> Gate | None:
+        if self._gates is None or ask.function is None or (function := self._function(ask.function)) is None:
+            return None
+        options = function.policy if ask.options is None else StepOptions.from_json(ask.options)
+        return self._gates.of(options.queue, ask.function)
 
     def _wait(self, key: tuple[str, str], seconds: float) -> None:
         if (old := self._later.pop(key, None)) is not None:
@@ -158,6 +170,8 @@ class Steps:
             if record is not None and not self._closed:
                 self._append(record.run_id, record)
         self._slots.give_back()
+        if attempt.gate is not None:
+            attempt.gate.done()
 
     def in_flight(self) -> int:
         return len(self._running)
@@ -179,7 +193,7 @@ class Steps:
 class _Attempt:
     """One attempt of one step."""
 
-    __slots__ = ("ask", "ctx", "number", "owner", "run", "task", "waits")
+    __slots__ = ("ask", "ctx", "gate", "number", "owner", "run", "task", "waits")
 
     def __init__(self, owner: Steps, run: Run, ask: StepAsk, number: int) -> None:
         self.owner = owner
@@ -189,6 +203,20 @@ class _Attempt:
         self.task: asyncio.Task[None] | None = None
         self.ctx: FunctionContext | None = None
         self.waits = False  # for StepIsolated to be applied
+        self.gate: Gate | None = None
+
+    # -- its turn at the gate
+
+    def wanted(self) -> bool:
+        return not self.owner._closed and self.owner.attempt_of(self.run.run_id, self.ask.path) is self
+
+    def begin(self) -> None:
+        self.owner._slots.take(self.start)
+
+    def drop(self) -> None:
+        self.run.executing -= 1
+
+    # -- its life
 
     def announce(self) -> None:
         """It was pending when three owners died: it has the process to itself, and the log says so before it begins."""
