@@ -19,6 +19,7 @@ import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from agnt5_engine.records import journal, rows
+from agnt5_engine.records.encoding import compiled
 
 MAGIC = b"\xc3\x01"
 HEADER = 10
@@ -26,13 +27,6 @@ HEADER = 10
 
 class RecordError(ValueError):
     """Bytes that are no record of ours: cut off, damaged, or of a schema newer than this code."""
-
-
-class _Kind(NamedTuple):
-    """One record kind, ready to write."""
-
-    header: bytes
-    schema: Any
 
 
 class _Version(NamedTuple):
@@ -89,41 +83,29 @@ def _builder(cls: type[Any]) -> Callable[[dict[str, Any]], Any]:
     return build
 
 
-def _plain(value: Any) -> Any:
-    """A NamedTuple as the dict that fastavro writes; lists of NamedTuples too."""
-    d = value._asdict()
-    for name, field in d.items():
-        if field.__class__ is list and field and hasattr(field[0], "_fields"):
-            d[name] = [_plain(x) for x in field]
-    return d
-
-
-def _load() -> tuple[dict[type[Any], _Kind], dict[bytes, _Version]]:
-    kinds: dict[type[Any], _Kind] = {}
+def _load() -> tuple[dict[type[Any], Callable[[Any], bytes]], dict[bytes, _Version]]:
+    encoders: dict[type[Any], Callable[[Any], bytes]] = {}
     versions: dict[bytes, _Version] = {}
     types = _record_types()
     for name, by_version in schema_files().items():
         cls = types[name]
-        newest = fastavro.parse_schema(by_version[max(by_version)])
-        kinds[cls] = _Kind(header_of(newest), newest)
+        latest = by_version[max(by_version)]
+        newest = fastavro.parse_schema(latest)
+        encoders[cls] = compiled(latest, header_of(newest))
         build = _builder(cls)
         for schema in by_version.values():
             parsed = fastavro.parse_schema(schema)
             reader = None if schema is by_version[max(by_version)] else newest
             versions[header_of(parsed)] = _Version(parsed, reader, build)
-    return kinds, versions
+    return encoders, versions
 
 
-_KINDS, _VERSIONS = _load()
+_ENCODERS, _VERSIONS = _load()
 
 
 def encode(record: Any) -> bytes:
     """Any record or row as Avro single-object bytes."""
-    kind = _KINDS[record.__class__]
-    out = BytesIO()
-    out.write(kind.header)
-    fastavro.schemaless_writer(out, kind.schema, _plain(record))
-    return out.getvalue()
+    return _ENCODERS[record.__class__](record)
 
 
 def decode(data: bytes) -> Any:
