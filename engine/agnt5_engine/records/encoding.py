@@ -1,9 +1,9 @@
 """Avro bodies written by functions made for one schema each.
 
-fastavro writes from dicts and interprets the schema per value; a NamedTuple has to become a dict first. A step costs at least one
-record, so this is on the hot path: a function compiled per schema takes a third of the time (`benchmarks/records.py` prints
-both). It covers what `schemas/` uses: records, arrays and maps of them, string, bytes, long, boolean, and unions with null.
-Tests hold it to fastavro's bytes.
+fastavro writes from dicts and interprets the schema per value; a NamedTuple has to become a dict first. A step costs
+at least one record, so this is on the hot path: a function compiled per schema takes a quarter of the time
+(`benchmarks/records.py` prints both). It covers what `schemas/` uses: records, arrays and maps of them, string,
+bytes, long, boolean, and unions with null. Tests hold it to fastavro's bytes.
 """
 
 from __future__ import annotations
