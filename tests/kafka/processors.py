@@ -78,7 +78,9 @@ class Processor:
             partitions=partitions,
             triggers=triggers,
             sink=self.sink,
-            settings=Settings(broker=f"kafka://{servers}", session_timeout=session_timeout, **settings),
+            settings=Settings(broker=f"kafka://{servers}", **settings).model_copy(
+                update={"session_timeout": session_timeout}
+            ),
         )
         self.sink.membership = self.membership
 

@@ -174,7 +174,7 @@ async def test_a_session_timeout_that_the_broker_refuses_ends_the_membership_wit
 ) -> None:
     group, journal = fresh("g"), fresh("journal")
     await make_journal(log, journal)
-    a = await Processor(kafka, group, journal, "a", session_timeout=1800).start()
+    a = await Processor(kafka, group, journal, "a", session_timeout=3600).start()
     with pytest.raises(TransportError, match="AGNT5_SESSION_TIMEOUT must lie between"):
         await asyncio.wait_for(a.membership.failed(), 20)  # type: ignore[attr-defined]
     await a.stop(leave=False)

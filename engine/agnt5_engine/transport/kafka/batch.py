@@ -31,10 +31,10 @@ class BatchWriter:
 
     __slots__ = ("_append", "_builder", "_time", "count")
 
-    def __init__(self, who: Producing, sequence: int, time: int, *, transactional: bool = False) -> None:
-        self._builder = DefaultRecordBatchBuilder(
-            2, 0, int(transactional), who.producer, who.epoch, sequence, BATCH_BYTES
-        )
+    def __init__(
+        self, who: Producing, sequence: int, time: int, *, transactional: bool = False, limit: int = BATCH_BYTES
+    ) -> None:
+        self._builder = DefaultRecordBatchBuilder(2, 0, int(transactional), who.producer, who.epoch, sequence, limit)
         self._append = self._builder.append
         self._time = time
         self.count = 0

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from aiokafka import errors
 from aiokafka.client import CoordinationType
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import (
     AddOffsetsToTxnRequest,
@@ -29,6 +31,7 @@ from agnt5_engine.transport.kafka.wire import REQUEST_TIMEOUT_MS, RETRIABLE, Att
 
 # How long Kafka lets a transaction stay open. One that was left open by a dead owner ends when the next one opens.
 TRANSACTION_TIMEOUT_MS = 60_000
+_SHOWN_TIMEOUT = 1.0
 _CONCURRENT = 51  # the last transaction's markers are still being written
 _NOT_ENOUGH_REPLICAS = 19  # also said while the broker checks the transaction
 _TOO_LARGE = frozenset({10, 18})
@@ -85,6 +88,7 @@ class KafkaCheckpointer:
             await self._join()
             end, _ = await _both(self._produce(rows), self._commit_offset(journal, next_offset))
             await self._end(commit=True)
+            await self._shown(end)
         except TooLargeError:
             await self._end(commit=False)
             raise
@@ -111,6 +115,19 @@ class KafkaCheckpointer:
     async def _end(self, *, commit: bool) -> None:
         request = EndTxnRequest(self._id, *self._who, commit)
         await self._transact(request, lambda response: int(response.error_code))
+
+    async def _shown(self, end: int) -> None:
+        """Wait until readers see it. It is durable, but Kafka writes the transaction's markers a moment later."""
+        topic, partition = self._changelog
+        request = OffsetRequest(-1, 1, [(topic, [(partition, -1)])])
+        deadline = time.monotonic() + _SHOWN_TIMEOUT
+        while time.monotonic() < deadline:
+            with suppress(errors.KafkaError):
+                response = await self._wire.send(await self._wire.find_leader(self._changelog), request, Channel.ASK)
+                ((_, ((_, code, _, offset, *_),)),) = response.topics
+                if code == 0 and offset > end:
+                    return
+            await asyncio.sleep(0.001)
 
     async def _commit_offset(self, journal: TopicPartition, next_offset: int) -> None:
         topic, partition = journal

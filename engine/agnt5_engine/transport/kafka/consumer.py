@@ -56,11 +56,21 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         return Thread(self, loop=self.loop, beacon=self.beacon)
 
     async def on_start(self) -> None:
-        """Find out whether the cluster can be used before joining; Faust's thread only prints why it could not."""
+        """Find out whether the cluster can be used before joining; Faust's thread could not say why it cannot."""
         await super().on_start()
         wiring = self.wiring
-        self._wire = Wire(wiring.settings.kafka_options(), wiring.instance_id, patience=_PATIENCE)
-        found = await describe(self._wire, [wiring.journal])
+        wire = Wire(wiring.settings.kafka_options(), wiring.instance_id, patience=_PATIENCE)
+        try:
+            await self._check_journal(wire)
+        except BaseException:
+            await wire.close()
+            self._thread.thread_loop.close()  # the thread that would close it is never started
+            raise
+        self._wire = wire
+
+    async def _check_journal(self, wire: Wire) -> None:
+        wiring = self.wiring
+        found = await describe(wire, [wiring.journal])
         if wiring.journal not in found:
             raise BadTopicError(f"the journal {wiring.journal!r} does not exist; make it with `agnt5 topics apply`")
         partitions = found[wiring.journal].partitions

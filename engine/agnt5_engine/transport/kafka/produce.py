@@ -26,17 +26,19 @@ from agnt5_engine.transport.base import (
     TopicPartition,
     TransportError,
 )
-from agnt5_engine.transport.kafka.batch import NOBODY, BatchWriter, Producing, next_sequence
+from agnt5_engine.transport.kafka.batch import BATCH_BYTES, NOBODY, BatchWriter, Producing, next_sequence
+from agnt5_engine.transport.kafka.topics import describe
 from agnt5_engine.transport.kafka.wire import REQUEST_TIMEOUT_MS, RETRIABLE, Channel, Wire
 
 log = structlog.stdlib.get_logger(__name__)
 
 _BROKER_TIMEOUT_MS = REQUEST_TIMEOUT_MS * 8 // 10
 _REFRESH_TIMEOUT = 1.5 * REQUEST_TIMEOUT_MS / 1000
+_BATCH_HEADER, _RECORD_OVERHEAD = 61, 36
 _TOO_LARGE = frozenset({10, 18})
 # Out of order, epoch or producer unknown: the broker has lost this producer's state, or a batch of ours was given up.
 _STRANGERS = frozenset({45, 47, 49, 59, 90})
-_UNKNOWN_TOPIC, _DUPLICATE = 3, 46
+_UNKNOWN_TOPIC, _DUPLICATE, _INVALID_RECORD = 3, 46, 87
 _TOPIC_TRIES = 5  # a topic just created is known to all brokers a moment later
 
 
@@ -70,7 +72,7 @@ class _Batch:
 class _Lane:
     """One partition: what waits, what is in flight, and the next sequence number."""
 
-    __slots__ = ("batch", "busy", "most", "sequence", "target", "unknown", "waiting", "who")
+    __slots__ = ("batch", "busy", "bytes", "most", "sequence", "target", "unknown", "waiting", "who")
 
     def __init__(self, target: TopicPartition) -> None:
         self.target = target
@@ -79,7 +81,8 @@ class _Lane:
         self.busy = False  # queued for a broker, in flight, or looking for its leader
         self.who = NOBODY
         self.sequence = 0
-        self.most = 2**31  # records in the next batch: halved when a batch is refused, to find the record to blame
+        self.most = 2**31  # appends in the next batch: halved when a batch is refused, to find the one to blame
+        self.bytes = BATCH_BYTES  # less when the topic was found to take less
         self.unknown = 0  # answers in a row that there is no such topic
 
 
@@ -219,17 +222,16 @@ class Producer:
         """The next batch of a lane, of as much as waits and fits."""
         waiting = lane.waiting
         now = int(time.time() * 1000)
-        writer = BatchWriter(lane.who, lane.sequence, now)
+        writer = BatchWriter(lane.who, lane.sequence, now, limit=lane.bytes)
         parts: list[tuple[_Append, int, int]] = []
-        while waiting:
+        while waiting and len(parts) < lane.most:
             append = waiting[0]
             if append.future.done():  # its caller has gone
                 waiting.popleft()
                 continue
             start, messages = append.at, append.messages
-            room = lane.most - writer.count
             try:
-                stop = writer.add(messages if len(messages) - start <= room else messages[: start + room], start)
+                stop = writer.add(messages, start)
             except (TypeError, ValueError, AttributeError, OverflowError) as error:  # not what a Message holds
                 append.future.set_exception(error)
                 self._put_back(lane, parts)
@@ -271,9 +273,12 @@ class Producer:
         name = errors.for_code(code).__name__ if code in errors.kafka_errors else f"error {code}"
         if code in _STRANGERS:
             self._forget(lane)
-            error = RetriableError(f"{_name(lane)}: the broker has lost track of this producer ({name}); it is unknown "
-                                   "whether the append landed")  # fmt: skip
-            self._fail_batch(lane, error)
+            if batch.sent:
+                text = f"the broker has lost track of this producer ({name}); it is unknown whether the append landed"
+                self._fail_batch(lane, RetriableError(f"{_name(lane)}: {text}"))
+            else:
+                lane.batch = None
+                self._put_back(lane, batch.parts)
             self._next(lane)
         elif code == _DUPLICATE:
             error = RetriableError(f"{_name(lane)}: the append landed earlier, and the broker no longer knows where")
@@ -284,15 +289,42 @@ class Producer:
             self._retry(lane, errors.for_code(code)())
         elif code != _UNKNOWN_TOPIC and (code in RETRIABLE or errors.for_code(code).retriable):
             self._retry(lane, errors.for_code(code)())
-        elif batch.count > 1:
-            # Not appended, so its sequence is free again. Smaller batches find out which record is to blame.
-            lane.sequence, lane.batch, lane.most = batch.sequence, None, batch.count // 2
-            self._put_back(lane, batch.parts)
-            self._next(lane)
         else:
-            lane.sequence, lane.most = batch.sequence, 2**31
-            self._fail_batch(lane, _final(lane, code, name, len(batch.data)))
-            self._next(lane)
+            # Not appended, so its sequence is free again.
+            lane.sequence, lane.batch = batch.sequence, None
+            if len(batch.parts) > 1:  # smaller batches find out which append is to blame
+                lane.most = len(batch.parts) // 2
+                self._put_back(lane, batch.parts)
+                self._next(lane)
+            elif code in _TOO_LARGE and batch.count > 1:
+                self._put_back(lane, batch.parts)
+                self._spawn(self._fit(lane))
+            else:
+                lane.batch, lane.most = batch, 2**31
+                self._fail_batch(lane, _final(lane, code, name, len(batch.data)))
+                self._next(lane)
+
+    async def _fit(self, lane: _Lane) -> None:
+        """The first append in the lane is too large as one batch: refuse it, or send it in smaller ones."""
+        append = lane.waiting[0]
+        topic = lane.target.topic
+        try:
+            found = await describe(self._wire, [topic])
+            limit = int(found[topic].config["max.message.bytes"])
+        except (TransportError, KeyError, ValueError) as error:
+            limit, reason = 0, f"and its limit is unknown ({error})"
+        else:
+            reason = f"its `max.message.bytes` is {limit}"
+        largest = max(_size(message) for message in append.messages)
+        if _BATCH_HEADER + largest > limit or limit >= lane.bytes:
+            lane.waiting.popleft()
+            lane.most = 2**31
+            text = f"{_name(lane)}: a record of {largest} bytes is larger than the topic takes; {reason}"
+            if not append.future.done():
+                append.future.set_exception(TooLargeError(text))
+        else:
+            lane.bytes = limit
+        self._next(lane)
 
     def _put_back(self, lane: _Lane, parts: list[tuple[_Append, int, int]]) -> None:
         for append, start, _ in reversed(parts):
@@ -410,6 +442,12 @@ _ABSENCE = (
 )
 
 
+def _size(message: Message) -> int:
+    """At most so many bytes in a batch."""
+    headers = sum(len(name.encode()) + len(value or b"") + 10 for name, value in message.headers)
+    return len(message.key or b"") + len(message.value or b"") + headers + _RECORD_OVERHEAD
+
+
 def _name(lane: _Lane) -> str:
     return f"{lane.target.topic}[{lane.target.partition}]"
 
@@ -423,4 +461,6 @@ def _final(lane: _Lane, code: int, name: str, size: int) -> TransportError:
         return BadTopicError(f"topic {lane.target.topic!r} does not exist; create it first")
     if code in (17, 29):
         return BadTopicError(f"{_name(lane)}: Kafka refuses this topic ({name}); check its name and this user's access")
+    if code == _INVALID_RECORD:
+        return TransportError(f"{_name(lane)}: Kafka refuses the record; in a compacted topic each needs a key")
     return TransportError(f"{_name(lane)}: Kafka refuses the record ({name})")
