@@ -189,7 +189,7 @@ _FULL = """
 import asyncio, json, resource, sys
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.embedded.log import open_log
-from tests.transport.clusters import spec
+from tests.transport.clusters import everything, spec
 
 async def main():
     log = open_log(sys.argv[1])
@@ -209,6 +209,14 @@ async def main():
         await log.append(journal, [Message(b"k", b"x")])
     except RetriableError as full:
         again = str(full)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    await asyncio.sleep(1.1)  # now it is opened again, in vain
+    try:
+        await log.append(journal, [Message(b"k", b"x")])
+        raise AssertionError("there is no room")
+    except RetriableError:
+        pass
+    assert len(await everything(log, journal)) == visible, "what there is can be read meanwhile"
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     while True:
         try:

@@ -20,6 +20,7 @@ from agnt5_engine.transport import membership as membership_module
 from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TopicPartition
 from agnt5_engine.transport.embedded.consumer import FAUST_URL, Transport
 from agnt5_engine.transport.embedded.log import EmbeddedLog
+from agnt5_engine.transport.embedded.store import StoreError
 from agnt5_engine.transport.faust_app import EngineApp, Wiring
 from agnt5_engine.transport.membership import FaustMembership
 from tests.transport.clusters import Directory, spec
@@ -136,6 +137,26 @@ async def test_a_membership_the_log_has_failed_comes_back_by_itself(
         await sink.until(lambda: sink.next_offset.get(EVENTS) == n + 1)  # noqa: B023
         membership.acked(EVENTS, n + 1)
     assert sink.offsets(EVENTS) == [0, 1, 2]
+    await membership.stop(leave=True)
+
+
+async def test_a_log_that_cannot_be_read_ends_the_membership_and_is_told(
+    log: EmbeddedLog, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = NotingSink("journal")
+    sink.membership = membership = directory.join("g", "journal", 2, ["events"], sink)
+    assert isinstance(membership, FaustMembership)
+    await membership.start()
+    await sink.until(lambda: bool(sink.assignments))
+
+    def damaged(*arguments: object) -> None:
+        raise log.store.damaged("a block is unreadable")
+
+    monkeypatch.setattr(log, "fetch", damaged)
+    await log.append(EVENTS, [Message(b"k", b"")])
+    with pytest.raises(StoreError, match="a block is unreadable"):
+        await membership.failed()
+    assert len(sink.revocations) == 1
     await membership.stop(leave=True)
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import structlog
 
-from agnt5_engine.transport.base import Member, RetriableError, TopicPartition
+from agnt5_engine.transport.base import Member, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.faust_app import EngineApp
 from agnt5_engine.transport.sink_consumer import SinkConsumer
 
@@ -22,8 +22,8 @@ log = structlog.stdlib.get_logger(__name__)
 class FaustMembership:
     """A membership that outlives its Faust apps: when one fails for the broker's sake, a new one takes its place.
 
-    `retriable` says whether an error means "not now". What the sink raises, and any other error at the first start,
-    ends the membership: `start` or `failed` raises it.
+    `retriable` says whether an error means "not now". What the sink raises ends the membership, and so does any other
+    TransportError, or whatever else fails at the first start: `start` or `failed` raises it.
     """
 
     def __init__(self, new_app: Callable[[], EngineApp], retriable: Callable[[BaseException], bool]) -> None:
@@ -31,6 +31,7 @@ class FaustMembership:
         self._retriable = retriable
         self._app: EngineApp | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Join. Returns after the first attempt, be it that the broker is away: joining goes on by itself then."""
@@ -52,8 +53,12 @@ class FaustMembership:
 
     async def stop(self, *, leave: bool) -> None:
         runner = self._runner
-        if runner is None or runner.done():
+        if runner is None:
             return
+        if self._stopping or runner.done():
+            await asyncio.wait((runner,))
+            return
+        self._stopping = True
         app = self._app
         if app is not None and app._consumer is not None:
             app.consumer.leave_on_stop = leave
@@ -80,7 +85,7 @@ class FaustMembership:
             failure = app.consumer.sink_failure if app._consumer is not None else None
             if failure is not None:
                 raise failure
-            if not attempted.done() and not self._retriable(reason):
+            if not self._retriable(reason) and (isinstance(reason, TransportError) or not attempted.done()):
                 raise reason
             log.warning("membership_lost", error=str(reason) or repr(reason), retry_in=delay)
             if not attempted.done():

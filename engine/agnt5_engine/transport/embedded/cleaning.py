@@ -26,7 +26,7 @@ TOMBSTONE_MS = 86_400_000
 DIRTY_RECORDS = 10_000
 """Fewest new records that make a compaction worth its reading."""
 _MAP_RECORDS = 500_000
-_BITE = 50  # stored batches between two looks at the event loop
+_BITE = 1 << 18  # bytes between two looks at the event loop: about 2 ms of decoding
 
 _Thinned = tuple[int, bytes | None]
 
@@ -70,7 +70,7 @@ class Cleaner:
                     eager or partition.end - partition.cleaned >= max(DIRTY_RECORDS, partition.kept)
                 ):
                     await self._compact(partition, now)
-            await asyncio.sleep(0)
+                await asyncio.sleep(0)
 
     async def _expire(self, partition: Partition, before: int) -> None:
         """Drop what is older than `before`."""
@@ -99,7 +99,7 @@ class Cleaner:
                 break
         if upto <= partition.cleaned:
             return
-        kept = 0
+        kept = size = 0
         thinned: list[_Thinned] = []
         async for base, data in self._stored(partition, partition.start):
             if base >= upto:
@@ -110,10 +110,12 @@ class Cleaner:
             left = [record for record in records if _stays(record, latest, forget)]
             kept += len(left)
             if len(left) < len(records):
-                thinned.append((base, batches.encode_sparse(head.time, head.span, base, left) if left else None))
-                if len(thinned) >= _BITE:
+                rest = batches.encode_sparse(head.time, head.span, base, left) if left else None
+                thinned.append((base, rest))
+                size += len(data)
+                if size >= _BITE:
                     await self._replace(partition, thinned)
-                    thinned = []
+                    thinned, size = [], 0
         await self._replace(partition, thinned)
 
         def finish(commit: Group) -> None:
@@ -139,19 +141,22 @@ class Cleaner:
         position = start
         while position < partition.end:
             bite: list[tuple[int, bytes]] = []
+            size = 0
             entries = self._log.store.db.iter()
             entries.seek(partition.key(position))
-            while entries.valid() and len(bite) < _BITE:
+            while entries.valid() and size < _BITE:
                 key = entries.key()
                 if not key.startswith(partition.prefix) or offset_of(key) >= partition.end:
                     break
-                bite.append((offset_of(key), entries.value()))
+                data = entries.value()
+                bite.append((offset_of(key), data))
+                size += len(data)
                 entries.next()
             else:
                 self._log.store.check(entries)
             for stored in bite:
                 yield stored
-            if len(bite) < _BITE:
+            if size < _BITE:
                 return
             position = bite[-1][0] + 1
             await asyncio.sleep(0)

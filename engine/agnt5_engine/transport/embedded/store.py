@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import shutil
 import struct
 import uuid
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 
 _MIB = 1 << 20
+_ROOM_TO_OPEN = 8 * _MIB
 _NO_ROOM = ("No space left", "Disk quota exceeded", "File too large", "no space", "NoSpace")
 
 WriteBatch = rocksdict.WriteBatch
@@ -228,10 +230,19 @@ class Store:
         self._acked.note_manifest()
 
     def reopen(self) -> None:
-        """Start over from what is on the disk, after a write failed."""
+        """Start over from what is on the disk, after a write failed. While that cannot be written to, it is read."""
+        if (free := _free_bytes(self.path)) < _ROOM_TO_OPEN:
+            raise self._no_room(f"{free} bytes are free")
         with contextlib.suppress(Exception):
             self.db.close()
-        self.db = self._open()
+        try:
+            self.db = self._open()
+        except TransportError:
+            with contextlib.suppress(Exception):
+                self.db = rocksdict.Rdict(
+                    str(self.path), _options(_Tail.TORN), access_type=rocksdict.AccessType.read_only(False)
+                )
+            raise
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # after a failed write RocksDB may refuse; what counts is synced
@@ -246,15 +257,18 @@ class Store:
         """RocksDB's error as ours."""
         text = str(error)
         if any(sign in text for sign in _NO_ROOM):
-            return RetriableError(
-                f"no room left on the disk that holds {self.path}: nothing of this write was acknowledged. "
-                f"Free some space; writing goes on by itself then. (RocksDB: {text})"
-            )
+            return self._no_room(text)
         if "lock" in text.lower() and "LOCK" in text:
             return self._lock.held_error()
         if "Corruption" in text or "No such file" in text or "checksum" in text.lower():
             return self.damaged(text)
         return StoreError(f"the log in {self.path} failed: {text}")
+
+    def _no_room(self, detail: str) -> RetriableError:
+        return RetriableError(
+            f"no room left on the disk that holds {self.path}: nothing of this write was acknowledged. Free some "
+            f"space; writing goes on by itself then. ({detail})"
+        )
 
     def damaged(self, what: str) -> StoreError:
         """The error for a log that has lost something, and the remedies."""
@@ -263,6 +277,13 @@ class Store:
             f"a backup; without one, move {self.path} away to start with an empty log (its runs are lost), or, when "
             f"only its end is gone and you accept that, delete {self.path / 'ACKED'}."
         )
+
+
+def _free_bytes(path: Path) -> int:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return 1 << 62  # whoever opens it finds out
 
 
 class _Tail(enum.Enum):
