@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agnt5.batch import BatchResult, BatchRun
 from agnt5.codec import codec_for, decode_plain
-from agnt5.function import Function, StepCall
+from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.replay.children import ChildHandle, ChildStart, child_of
 from agnt5.replay.entries import Entry, caller
@@ -174,7 +174,7 @@ class WorkflowContext:
             raise TypeError(f"items must be a list of items, not one {type(items).__name__}")
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
             raise ValueError(f"max_concurrency must be a whole number from 1, not {max_concurrency!r}")
-        if isinstance(fn, Pending | StepCall) or not (callable(fn) or isinstance(fn, str)):
+        if isinstance(fn, Pending) or not (callable(fn) or isinstance(fn, str)):
             raise TypeError(f"batch and map take a function and its items, not {fn!r}")
         timeout_ms = None if timeout_per_item is None else _milliseconds(timeout_per_item, "timeout_per_item")
         activation, site = self._activation, caller(3)
@@ -188,6 +188,10 @@ class WorkflowContext:
         return BatchRun(
             activation, path, step, list(items), max_concurrency, continue_on_failure, timeout_ms, finish, site
         )
+
+    def _called(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[R]:
+        """`fn(...)`, a function called without ctx: the same as `ctx.step(fn, ...)`."""
+        return step_of(self._activation, None, function, args, kwargs, caller(3))
 
     def _in_place(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[R]:
         """`await fn(ctx, ...)`: see `agnt5.replay.inplace`."""

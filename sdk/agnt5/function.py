@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, cast, overload
 from weakref import WeakKeyDictionary
@@ -26,31 +26,19 @@ R = TypeVar("R", default=Any)
 class RunningWorkflow(Protocol):
     """What a workflow's context offers to a function that is called in it."""
 
-    def step(self, fn: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]: ...
-    def _in_place(self, function: Function[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]: ...
+    def _called(self, function: Function[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called without `ctx`: a checkpointed step, once it is awaited or handed on."""
+        ...
+
+    def _in_place(self, function: Function[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Called with `ctx`: run now, not checkpointed."""
+        ...
 
 
 current_activation: ContextVar[RunningWorkflow | None] = ContextVar("current_activation", default=None)
 """The context of the workflow whose code is running now; set by the replay core, None everywhere else."""
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-class StepCall(Generic[R]):
-    """A function called inside a workflow without `ctx`: a checkpointed step once it is awaited or handed on."""
-
-    __slots__ = ("args", "ctx", "function", "kwargs")
-
-    def __init__(
-        self, ctx: RunningWorkflow, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.ctx = ctx
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-
-    def __await__(self) -> Generator[Any, Any, R]:
-        return self.ctx.step(self.function, *self.args, **self.kwargs).__await__()
 
 
 class Function(Generic[R]):
@@ -102,25 +90,23 @@ class Function(Generic[R]):
 
     # -- calling
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[R]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, R]:
         """With a workflow's or a function's `ctx` first: run now, in place, not checkpointed. Without: a checkpointed
-        step inside a workflow, and just the function anywhere else (a unit test)."""
+        step inside a workflow, and just the function anywhere else (a unit test).
+
+        Inside a workflow the result is an operation of its loop; for all that is done with it, it is a coroutine."""
         if args:
             first = args[0]
             if isinstance(first, FunctionContext):
                 return self.invoke(first, args[1:], kwargs)
             if hasattr(type(first), "_in_place"):
                 self.check_call(args[1:], kwargs)
-                return cast("RunningWorkflow", first)._in_place(self, args[1:], kwargs)
+                return cast("Coroutine[Any, Any, R]", first._in_place(self, args[1:], kwargs))
         if "ctx" in kwargs and self.takes_ctx:
             return self(kwargs.pop("ctx"), *args, **kwargs)
         active = current_activation.get()
         if active is not None:
-            self.check_call(args, kwargs)
-            if "key" in kwargs:  # `ctx.step` has a keyword of that name
-                bound = self._declaration.signature.bind(*args, **kwargs)
-                args, kwargs = bound.args, bound.kwargs
-            return StepCall(active, self, args, kwargs)
+            return cast("Coroutine[Any, Any, R]", active._called(self, args, kwargs))
         if self.takes_ctx and self._first_is_ctx(args, kwargs):
             return self.invoke(args[0], args[1:], kwargs)
         self.check_call(args, kwargs)

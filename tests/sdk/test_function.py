@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,10 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agnt5 import DefinitionError, EncodeError, FunctionContext, InputError, StepTimeout, function, registry
+from agnt5 import (
+    DefinitionError,
+    EncodeError,
+    FunctionContext,
+    InputError,
+    StepTimeout,
+    WorkflowContext,
+    function,
+    registry,
+    workflow,
+)
 from agnt5.execute import execute, execute_local
-from agnt5.function import StepCall, current_activation, plain_function
+from agnt5.function import current_activation, plain_function
 from agnt5.policies import StepOptions
+from agnt5.testing import TestEnvironment
 from agnt5.threads import StepThreads
 
 
@@ -37,7 +49,7 @@ class RecordingContext:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = []
 
-    def step(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def _called(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.asked.append(("step", fn, args, kwargs))
         return _value("stepped")
 
@@ -73,7 +85,7 @@ async def test_with_a_workflows_ctx_a_function_runs_in_place() -> None:
     ]
 
 
-async def test_without_ctx_in_a_workflow_a_function_is_a_step_once_it_is_awaited() -> None:
+async def test_without_ctx_in_a_workflow_a_function_is_a_step() -> None:
     @function
     async def fetch(ctx: FunctionContext, report: str, key: str = "") -> str:
         return report
@@ -81,15 +93,59 @@ async def test_without_ctx_in_a_workflow_a_function_is_a_step_once_it_is_awaited
     running: Any = RecordingContext()
     token = current_activation.set(running)
     try:
-        call = fetch("r", key="k")
-        assert isinstance(call, StepCall)
-        assert running.asked == []
-        assert await call == "stepped"
-        assert running.asked == [("step", fetch, ("r", "k"), {})]
-        with pytest.raises(TypeError, match=r"'fetch'.*missing.*'report'.*test_function.py:\d+"):
-            fetch()
+        assert await fetch("r", key="k") == "stepped"
+        assert running.asked == [("step", fetch, ("r",), {"key": "k"})]
     finally:
         current_activation.reset(token)
+
+
+@function
+async def tenfold(ctx: FunctionContext, n: int, key: str = "") -> str:
+    return f"{10 * n}{key}"
+
+
+async def test_a_function_called_in_a_workflow_is_a_step_however_it_is_handed_on() -> None:
+    registry.add_function(tenfold)
+
+    @workflow
+    async def every_way(ctx: WorkflowContext) -> list[Any]:
+        early = tenfold(1)
+        task = asyncio.create_task(tenfold(2, key="k"))
+        async with asyncio.TaskGroup() as group:
+            member = group.create_task(tenfold(3))
+        named = await ctx.gather(a=tenfold(4))
+        return [
+            *await asyncio.gather(early, tenfold(5)),
+            await task,
+            member.result(),
+            named,
+            *await ctx.parallel(tenfold(6)),
+            await asyncio.wait_for(tenfold(7), 5),
+            await ctx.step(tenfold(8)),
+            await ctx.step("named", tenfold(9)),
+            await early,
+        ]
+
+    async with TestEnvironment() as env:
+        handle = await env.start(every_way)
+        assert await handle.result() == ["10", "50", "20k", "30", {"a": "40"}, "60", "70", "80", "90", "10"]
+        names = [event.name for event in handle.history().events if event.kind == "step"]
+        assert sorted(names) == ["named"] + ["tenfold"] * 8
+        env.replay(handle)
+
+
+async def test_a_function_called_and_never_awaited_fails_the_run_naming_it() -> None:
+    registry.add_function(tenfold)
+
+    @workflow
+    async def forgetful(ctx: WorkflowContext) -> None:
+        tenfold(1)  # type: ignore[unused-coroutine]
+
+    async with TestEnvironment() as env:
+        run = await (await env.start(forgetful)).wait()
+        assert run.status == "failed"
+        assert run.error is not None
+        assert re.search(r"never awaited: .*tenfold.*test_function.py:\d+", run.error.message)
 
 
 @pytest.mark.parametrize("stand_in", [None, Mock(), SimpleNamespace(run_id="r"), ctx()], ids=repr)

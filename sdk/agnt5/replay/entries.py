@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agnt5.codec import decode_plain
 from agnt5.errors import child_error, step_error
-from agnt5.function import StepCall
 from agnt5.replay.loop import Timer
 from agnt5.replay.pending import Pending
 from agnt5.replay.protocol import (
@@ -74,10 +73,6 @@ class Branch:
         coroutine, which is a branch of its own."""
         if isinstance(given, Pending):
             return given
-        if type(given) is StepCall:
-            step = given.ctx.step(given.function, *given.args, **given.kwargs)
-            assert isinstance(step, Pending)
-            return step
         frame = getattr(given, "cr_frame", None) or getattr(given, "gi_frame", None)
         if frame is None or frame.f_code.co_name != "_wrap_awaitable" or frame.f_code.co_filename != _ASYNCIO_TASKS:
             return None

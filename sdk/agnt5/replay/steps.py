@@ -11,7 +11,7 @@ from agnt5 import registry
 from agnt5.codec import decode_plain
 from agnt5.errors import EncodeError
 from agnt5.execute import bounded, execute_local
-from agnt5.function import Function, StepCall, plain_function
+from agnt5.function import Function, plain_function
 from agnt5.functioncontext import FunctionContext
 from agnt5.replay.entries import Entry, Site, UsedUp
 from agnt5.replay.pending import Pending
@@ -31,9 +31,8 @@ def step_of(
         return _function(activation, path, given.name, given, args, kwargs, site)
     if isinstance(given, str):
         return _named(activation, path, given, args, kwargs, site)
-    if type(given) is StepCall:
-        _no_arguments(given.function.name, args, kwargs)
-        return _function(activation, path, given.function.name, given.function, given.args, given.kwargs, site)
+    if (called := _called(activation, given, args, kwargs)) is not None:
+        return called
     if inspect.isawaitable(given):
         name = getattr(given, "__name__", type(given).__name__)
         _no_arguments(name, args, kwargs)
@@ -57,9 +56,8 @@ def _named(
     first = args[0] if args else None
     if isinstance(first, Function):
         return _function(activation, path, name, first, args[1:], kwargs, site)
-    if type(first) is StepCall:
-        _no_arguments(name, args[1:], kwargs)
-        return _function(activation, path, name, first.function, first.args, first.kwargs, site)
+    if (called := _called(activation, first, args[1:], kwargs, name)) is not None:
+        return called
     if inspect.isawaitable(first):
         _no_arguments(name, args[1:], kwargs)
         return _local(activation, path, name, _awaitable(name, first), site)
@@ -99,6 +97,18 @@ def _local(
 ) -> Entry[Any]:
     ask = StepAsk(path or activation.branch().take(), name, None, b"", options)
     return Entry(activation, ask, site, work.decode, work)
+
+
+def _called(
+    activation: Activation, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
+) -> Entry[Any] | None:
+    """A function called without ctx and not awaited yet is a step already; here it may get another name."""
+    if id(given) not in activation.unasked or not isinstance(given, Entry) or not isinstance(given.ask, StepAsk):
+        return None
+    _no_arguments(name or given.ask.name, args, kwargs)
+    if name is not None:
+        given.ask = given.ask._replace(name=name)
+    return given
 
 
 def _plain_name(function: Function[Any]) -> str:
