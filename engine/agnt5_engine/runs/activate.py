@@ -265,7 +265,9 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         notes,
     )  # fmt: skip
     if cause.again:
-        row = run.history.pop()._replace(asks=notes)
+        last = run.history.pop()
+        run.seq = last.seq
+        row = last._replace(asks=notes)
     state.note(run, row, h.public_count(row))
     if cause.command_id is not None or kind == "signal" or not isinstance(event, Resolved | Failed | TimedOut):
         state.changed(run)

@@ -73,7 +73,7 @@ def _run_rows(run: Run, rows: list[Row]) -> None:
         if not p.saved:
             row = pending_row(run_id, path, p)
             rows.append(Row(table.pending_key(run_id, path), encode(row), row))
-            p.saved = True
+            p.saved = p.stored = True
     run.stored = True
 
 

@@ -56,6 +56,7 @@ class Pending:
         "restarts",
         "retry_at",
         "saved",
+        "stored",
     )
 
     def __init__(self, ask: EngineAsk, asked_at: int) -> None:
@@ -67,7 +68,8 @@ class Pending:
         self.isolated = 0
         self.dispatched = False  # a pool has it
         self.beat_at: int | None = None  # when the pool last said so (ms)
-        self.saved = False  # a row of it is in the table
+        self.saved = False  # its row is in the table as it is now
+        self.stored = False  # the table has a row of it
 
     @property
     def due(self) -> int | None:

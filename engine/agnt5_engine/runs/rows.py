@@ -154,7 +154,7 @@ def pending_of(row: PendingRow) -> Pending:
     p = Pending(_ask_of(row), row.asked_at)
     p.attempt, p.retry_at, p.restarts, p.isolated = row.attempt, row.retry_at, row.restarts, row.isolated
     p.dispatched, p.beat_at = row.dispatched, row.beat_at
-    p.saved = True
+    p.saved = p.stored = True
     return p
 
 

@@ -160,7 +160,7 @@ class PartitionState:
 
     def drop_pending(self, run: Run, path: str) -> Pending | None:
         p = run.pending.pop(path, None)
-        if p is not None and p.saved:
+        if p is not None and p.stored:
             run.gone[path] = p
         return p
 
