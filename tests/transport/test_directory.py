@@ -186,7 +186,7 @@ async def test_an_unacknowledged_end_that_a_power_cut_tore_is_dropped(tmp_path: 
 
 
 _FULL = """
-import asyncio, json, resource, sys
+import asyncio, json, os, resource, sys
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.embedded.log import open_log
 from tests.transport.clusters import everything, spec
@@ -199,7 +199,7 @@ async def main():
     acked, error = 0, ""
     try:
         while True:
-            await log.append(journal, [Message(b"k", b"x" * 1000)] * 10)
+            await log.append(journal, [Message(b"k", os.urandom(1000)) for _ in range(10)])
             acked += 10
     except RetriableError as full:
         error = str(full)
