@@ -40,7 +40,7 @@ async def ensure(log: Log, settings: Settings) -> dict[str, TopicInfo]:
                 f"these topics do not exist and AGNT5_CREATE_TOPICS is 0: {names}. "
                 "`agnt5 topics plan` prints how to make them"
             )
-        await log.create(missing, settings.replication or 3)
+        await log.create(missing, settings.replication)
         found = await log.topics([s.name for s in wanted])
     faults = [fault for spec in wanted for fault in contradictions(spec, found[spec.name])]
     if faults:

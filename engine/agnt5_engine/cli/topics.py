@@ -79,7 +79,7 @@ async def _applied(settings: Settings, queues: list[str]) -> list[dict[str, Any]
         found = await log.topics([spec.name for spec in wanted])
         missing = [spec for spec in wanted if spec.name not in found]
         if missing:
-            await log.create(missing, settings.replication or 3)
+            await log.create(missing, settings.replication)
         found = await log.topics([spec.name for spec in wanted])
         created = {spec.name for spec in missing}
         rows = [_row(spec, found.get(spec.name)) for spec in wanted]

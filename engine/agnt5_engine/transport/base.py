@@ -142,7 +142,9 @@ class Log(Protocol):
         """The topics that exist (of `names`, or all)."""
         ...
 
-    async def create(self, specs: Sequence[TopicSpec], replication: int) -> None: ...
+    async def create(self, specs: Sequence[TopicSpec], replication: int | None) -> None:
+        """Create topics; one that exists is left as it is. `replication` None: 3, or as many as there are brokers."""
+        ...
 
     async def cluster_id(self) -> str:
         """Stable name of this cluster; for the embedded log a UUID kept in its directory."""

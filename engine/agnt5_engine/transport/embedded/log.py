@@ -31,7 +31,7 @@ from agnt5_engine.transport.embedded.store import (
     offset_of,
     split_group_key,
 )
-from agnt5_engine.transport.embedded.topics import Partition, Topic, Topics
+from agnt5_engine.transport.embedded.topics import Appended, Partition, Topic, Topics
 
 READ_RECORDS = 2000
 READ_BYTES = 4 << 20
@@ -85,7 +85,7 @@ class EmbeddedLog:
     def lay_out(self, partition: Partition, messages: Sequence[Message]) -> list[batches.Piece]:
         """The messages in the pieces they are stored in. Raises TooLargeError, and TransportError for a missing key."""
         if len(messages) <= _PIECE_RECORDS:
-            pieces = [batches.lay_out(messages)]
+            pieces = [batches.lay_out(tuple(messages))]  # a copy: the caller may go on with its list
         else:
             parts = range(0, len(messages), _PIECE_RECORDS)
             pieces = [batches.lay_out(messages[at : at + _PIECE_RECORDS]) for at in parts]
@@ -232,7 +232,7 @@ class EmbeddedLog:
         wanted = None if names is None else frozenset(names)
         return {topic.name: topic.info() for topic in self.topics_by_name if wanted is None or topic.name in wanted}
 
-    async def create(self, specs: Sequence[TopicSpec], replication: int = 1) -> None:
+    async def create(self, specs: Sequence[TopicSpec], replication: int | None = None) -> None:
         """Make the topics that do not exist; those that do stay as they are. There is one copy, whatever is asked."""
         await self.commit.change(lambda commit: self.topics_by_name.add(specs, commit.batch))
         for listener in tuple(self.topics_by_name.listeners):
@@ -278,14 +278,18 @@ def _check_sizes(topic: Topic, messages: Sequence[Message]) -> None:
 
 
 def _from_tail(partition: Partition, start: int, end: int, limit: int) -> Batch:
+    """Records that are still in memory. Readers stand near the end, so it is looked up from there."""
+    wanted: list[Appended] = []
+    for appended in reversed(partition.tail):
+        wanted.append(appended)
+        if appended.base <= start:
+            break
     found: list[Record] = []
     position = start
-    for base, time, messages, _ in partition.tail:
-        after = base + len(messages)
-        if after <= position:
-            continue
+    for base, time, messages, _ in reversed(wanted):
         if position >= end or len(found) >= limit:
             break
+        after = base + len(messages)
         if position > base or after > end:
             messages = messages[position - base : end - base]
         found += [

@@ -109,7 +109,7 @@ class KafkaLog:
     async def topics(self, names: Sequence[str] | None = None) -> dict[str, TopicInfo]:
         return await topics_.describe(self.wire, names)
 
-    async def create(self, specs: Sequence[TopicSpec], replication: int) -> None:
+    async def create(self, specs: Sequence[TopicSpec], replication: int | None) -> None:
         await topics_.create(self.wire, specs, replication)
 
     async def change(self, changes: Sequence[topics_.Change]) -> None:

@@ -136,10 +136,15 @@ def _suffices(setting: str, present: str, value: str) -> bool:
 # ------------------------------------------------------------------ do
 
 
-async def create(wire: Wire, specs: Sequence[TopicSpec], replication: int) -> None:
-    """Create topics; one that exists is left as it is. Returns when every partition has a leader."""
+async def create(wire: Wire, specs: Sequence[TopicSpec], replication: int | None) -> None:
+    """Create topics; one that exists is left as it is. Returns when every partition has a leader. `replication` None:
+    3, or as many as there are brokers."""
     if not specs:
         return
+    if replication is None:
+        client = await wire.ready()
+        await wire.refresh()
+        replication = max(min(3, len(client.cluster.brokers())), 1)
     wishes: list[Any] = [
         (spec.name, spec.partitions, replication, [], list(wanted(spec, replication).items())) for spec in specs
     ]
