@@ -11,7 +11,7 @@ import pytest
 
 from agnt5 import AsyncClient, Client
 from agnt5.client.models import Event
-from client.backends import BACKENDS, Backend
+from client.backends import Backend, EmbeddedBackend, FakeBackend, KafkaBackend
 
 
 class Caller:
@@ -44,10 +44,17 @@ class Caller:
                 on_event(event)
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
+@pytest.fixture(scope="module", params=["fake", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     directory: Path = tmp_path_factory.mktemp("backend")
-    backend = BACKENDS[request.param](directory)
+    backend: Backend
+    match request.param:
+        case "fake":
+            backend = FakeBackend(directory)
+        case "embedded":
+            backend = EmbeddedBackend(directory)
+        case _:
+            backend = KafkaBackend(directory, request.getfixturevalue("kafka"))
     yield backend
     backend.close()
 

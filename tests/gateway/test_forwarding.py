@@ -56,7 +56,7 @@ async def test_commands_reach_the_owner_and_its_refusals_come_back(group: Group)
 async def test_an_idempotency_key_means_the_same_run_through_every_processor(group: Group) -> None:
     one, two = group.processors
     for number in range(6):
-        headers = {"Idempotency-Key": f"k{number}", "X-Session-ID": f"s{number}"}
+        headers = {"Idempotency-Key": f"k{number}", "X-Session-ID": f"sitzung-ü-{number}".encode()}
         first = await one.http.post("/v1/workflows/double/run", json={"number": 1}, headers=headers)
         again = await two.http.post("/v1/workflows/double/submit", json={"number": 1}, headers=headers)
         assert (again.json()["run_id"], again.json()["existing"]) == (first.json()["run_id"], True)

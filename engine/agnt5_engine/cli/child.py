@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from agnt5_engine.cli.terminal import FAILED, USAGE, told
+from agnt5_engine.cli.terminal import FAILED, USAGE, fail, told
 
 LIFELINE = "AGNT5_CLI_LIFELINE"
 """Number of the inherited end of a pipe that breaks when the supervisor dies, however it dies."""
@@ -29,14 +29,17 @@ def main(arguments: list[str]) -> None:
     with told():
         from agnt5_engine.gateway.serve import AddressError
         from agnt5_engine.settings import load_settings
+        from agnt5_engine.transport.base import FencedError, RetriableError, TransportError
 
         settings = load_settings()
         try:
             _run(_work(kind, settings, modules, bool(leave), queue))
         except AddressError as error:
-            # A port that is taken stays taken: no reason to try for ever.
-            print(f"error: {error.strerror}", file=sys.stderr)
-            raise SystemExit(USAGE) from None
+            fail(str(error.strerror), USAGE)
+        except (RetriableError, FencedError) as error:
+            fail(str(error))  # another start may fare better
+        except TransportError as error:
+            fail(str(error), USAGE)
 
 
 def _work(kind: str, settings: Any, modules: list[str], leave: bool, queue: str) -> Any:

@@ -42,7 +42,7 @@ def add_to(app: typer.Typer) -> None:
 def doctor(
     broker: Broker = None, url: reach.Url = None, api_key: reach.Key = None, json: terminal.Json = False
 ) -> None:
-    """Look at versions, settings, data directory, broker, topics, group and clock. Exits with 1 if something is wrong."""
+    """Look at versions, settings, data directory, broker, topics, group, clock. Exits with 1 if something is wrong."""
     from agnt5_engine.settings import load_settings
 
     settings = load_settings(broker=broker, url=url, api_key=api_key)

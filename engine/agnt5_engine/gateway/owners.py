@@ -32,7 +32,7 @@ PAUSE_SECONDS = 0.2  # between two looks for the owner of a partition that is ch
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection", "host", HEADER}
 )
-_NOT_COPIED = _HOP_BY_HOP | {"content-length", "expect", "accept-encoding"}
+_NOT_COPIED = frozenset(name.encode() for name in (*_HOP_BY_HOP, "content-length", "expect", "accept-encoding"))
 
 Found = TypeVar("Found")
 
@@ -221,7 +221,8 @@ class Owners:
 
     async def _events_at(self, request: Request, url: str, run_id: str, after: int) -> AsyncGenerator[Event, None]:
         path = f"/v1/runs/{run_id}/events"
-        headers = self._headers(request, Hop(), path) | {"last-event-id": str(after), "accept": "text/event-stream"}
+        headers = self._headers(request, Hop(), path)
+        headers |= {b"last-event-id": str(after).encode(), b"accept": b"text/event-stream"}
         outgoing = self.client.build_request(
             "GET", url + path, params={"follow": "1"}, headers=headers, timeout=httpx.Timeout(10.0, read=60.0)
         )
@@ -273,11 +274,11 @@ class Owners:
         FORWARDED.labels("answered").inc()
         return answer
 
-    def _headers(self, request: Request, hop: Hop, path: str) -> dict[str, str]:
-        headers = {name: value for name, value in request.headers.items() if name not in _NOT_COPIED}
-        for name in request.headers.get("connection", "").lower().split(","):
-            headers.pop(name.strip(), None)
-        headers[HEADER] = self._signer.write(hop, path)
+    def _headers(self, request: Request, hop: Hop, path: str) -> dict[bytes, bytes]:
+        """The request's own headers, byte for byte, and ours."""
+        named = {name.strip().encode("latin-1") for name in request.headers.get("connection", "").lower().split(",")}
+        headers = {name: value for name, value in request.headers.raw if name not in _NOT_COPIED and name not in named}
+        headers[HEADER.encode()] = self._signer.write(hop, path).encode()
         return headers
 
     def _unreachable(self, error: NotHere, failure: httpx.TransportError) -> Exception:
