@@ -85,6 +85,42 @@ async def test_a_caller_that_gives_up_leaves_the_rest_of_the_group_whole(embedde
             assert record.key == b"%d" % n
 
 
+async def test_a_list_that_the_caller_goes_on_with_does_not_change_what_was_appended(embedded: EmbeddedLog) -> None:
+    target = await made(embedded, "journal")
+    partition = embedded.topics_by_name.partition(target)
+    partition.listen(lambda: None)  # so that the latest batches stay in memory
+    messages = [Message(b"a", b"1")]
+    append = asyncio.create_task(embedded.append(target, messages))
+    await asyncio.sleep(0)
+    messages.clear()
+    await append
+    messages.append(Message(b"b", b"2"))
+    assert [record.key for record in await everything(embedded, target)] == [b"a"]
+
+
+async def test_what_is_still_in_memory_reads_like_what_is_stored(embedded: EmbeddedLog) -> None:
+    target = await made(embedded, "journal")
+    partition = embedded.topics_by_name.partition(target)
+    await embedded.append(target, [Message(b"before", b"")] * 5)
+    partition.listen(lambda: None)
+    for n in range(20):
+        await embedded.append(target, [Message(b"%d.%d" % (n, k), b"v", (("h", b"1"),)) for k in range(n % 5 + 1)])
+    _, end = await embedded.bounds(target)
+
+    def cut(start: int, stop: int) -> list[Record]:
+        records: list[Record] = []
+        while start < stop:
+            batch = embedded.fetch(partition, start, stop, records=7)
+            records += batch.records
+            start = batch.next_offset
+        return records
+
+    ranges = [(start, stop) for start in range(end) for stop in range(start + 1, end + 1, 3)]
+    in_memory = [cut(*range_) for range_ in ranges]
+    partition.forget()
+    assert in_memory == [cut(*range_) for range_ in ranges]
+
+
 async def test_a_reader_at_the_end_is_woken_by_the_next_append(embedded: EmbeddedLog) -> None:
     target = await made(embedded, "journal")
     found: list[Record] = []
