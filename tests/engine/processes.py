@@ -102,7 +102,9 @@ def statuses(url: str, workflow: str | None = None) -> dict[str, int]:
     counts: dict[str, int] = {}
     cursor: str | None = None
     while True:
-        params = {"limit": "200"} | ({"workflow": workflow} if workflow else {}) | ({"cursor": cursor} if cursor else {})
+        params = (
+            {"limit": "200"} | ({"workflow": workflow} if workflow else {}) | ({"cursor": cursor} if cursor else {})
+        )
         page = httpx.get(f"{url}/v1/runs", params=params, timeout=30).raise_for_status().json()
         for run in page["items"]:
             counts[run["status"]] = counts.get(run["status"], 0) + 1

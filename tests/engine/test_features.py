@@ -107,9 +107,7 @@ async def total(ctx: WorkflowContext) -> int:
 async def test_session_and_user_counters_lose_nothing_over_crashes(engine: Engine) -> None:
     ids: list[str] = []
     for round in range(3):
-        ids += await asyncio.gather(
-            *(engine.submit("counts", session_id=f"s{i % 2}", user_id="u") for i in range(10))
-        )
+        ids += await asyncio.gather(*(engine.submit("counts", session_id=f"s{i % 2}", user_id="u") for i in range(10)))
         await engine.restart(crash=round % 2 == 0)
     runs = [await engine.processor.finished(run_id) for run_id in ids]
     assert sorted(r.output for r in runs) == sorted([*range(1, 16), *range(1, 16)])
