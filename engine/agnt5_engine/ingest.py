@@ -9,14 +9,13 @@ import structlog
 
 from agnt5 import registry
 from agnt5.client.models import DeadLetter
-from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.recovery import Place
-from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.queues.dispatch import Dispatcher
 from agnt5_engine.starter import Starter
 from agnt5_engine.transport.base import Batch, Record, RetriableError, TopicPartition
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
-from agnt5_engine.triggers.positions import position
+from agnt5_engine.triggers.positions import place_trigger
 from agnt5_engine.triggers.redrive import redriven
 from agnt5_engine.triggers.schema_registry import SchemaRegistry
 
@@ -41,6 +40,7 @@ class Ingest:
         self._registry = SchemaRegistry(settings.schema_registry_url) if settings.schema_registry_url else None
         self._triggers = EventTriggers(registry.workflows(), self._registry, settings.max_payload_bytes)
         self._starter = Starter(processor.publisher, processor.local_owner)
+        self.queues = Dispatcher(processor.log, settings, registry.find_function)
         self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
 
     def topics(self) -> list[str]:
@@ -64,23 +64,10 @@ class Ingest:
         p = self._processor
         found = {}
         for source in sorted(partitions):
-            found[source] = await self._patiently_placed(source)
+            found[source] = await place_trigger(p.log, p.settings, source)
         for source, offset in found.items():
             p.membership.acked(source, offset)  # pins the position, so that a restart starts here too
             p.membership.seek(source, offset)
-
-    async def _patiently_placed(self, source: TopicPartition) -> int:
-        p = self._processor
-        while True:
-            try:
-                count = await p.publisher.partitions(source.topic)
-                place = await position(
-                    p.log, p.settings.group, source, partitions=count, start=p.settings.trigger_start
-                )
-                return place.offset
-            except RetriableError as e:
-                log.warning("trigger.waiting_for_broker", topic=source.topic, error=str(e))
-                await asyncio.sleep(1)
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
         """Take a batch in; returns when all that came of it is durable."""
@@ -118,10 +105,6 @@ class Ingest:
                 log.warning("dead_letter.retry", error=str(e))
                 await asyncio.sleep(0.5)
 
-    def dispatch(self, owner: Owner, run: Run, pending: Pending, path: str) -> bool:
-        """Hand a step of a queue to its pool. False: it is run here."""
-        return False
-
     async def journal_dead_letter(self, place: Place, record: Record, detail: str) -> None:
         """A journal record that cannot be decoded: kept, told, and passed over."""
         await self._put([Letter(UNDECODABLE, detail, place.journal, record)])
@@ -145,5 +128,6 @@ class Ingest:
         return await self._starter.start(again.requests)
 
     async def close(self) -> None:
+        await self.queues.close()
         if self._registry is not None:
             await self._registry.close()

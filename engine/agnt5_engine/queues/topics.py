@@ -1,0 +1,41 @@
+"""The topics of queues: `steps.<queue>`, from the owners of runs to the queue's workers."""
+
+from __future__ import annotations
+
+import structlog
+
+from agnt5_engine.settings import Settings
+from agnt5_engine.transport.base import BadTopicError, Log, TopicSpec
+
+log = structlog.stdlib.get_logger(__name__)
+
+#: Room for names and the Avro frame around an input of AGNT5_MAX_PAYLOAD_BYTES.
+_ENVELOPE = 256 * 1024
+
+
+def steps_spec(settings: Settings, queue: str) -> TopicSpec:
+    """The topic of a queue, as the engine wants it. Commands are kept as long as runs are."""
+    return TopicSpec(
+        settings.steps_topic(queue),
+        settings.partitions,
+        "delete",
+        settings.run_retention_ms,
+        settings.max_payload_bytes + _ENVELOPE,
+        log_append_time=True,
+    )
+
+
+async def ensure_queue(log_: Log, settings: Settings, queue: str) -> int:
+    """Make the queue's topic if it is missing; its number of partitions. Raises BadTopicError, RetriableError."""
+    spec = steps_spec(settings, queue)
+    found = await log_.topics([spec.name])
+    if spec.name not in found:
+        if not settings.create_topics:
+            raise BadTopicError(
+                f"topic {spec.name} does not exist and AGNT5_CREATE_TOPICS is 0: "
+                f"`agnt5 topics plan --queue {queue}` prints how to make it"
+            )
+        await log_.create([spec], settings.replication or 3)
+        log.info("topic.created", topic=spec.name, partitions=spec.partitions)
+        found = await log_.topics([spec.name])
+    return found[spec.name].partitions if spec.name in found else spec.partitions
