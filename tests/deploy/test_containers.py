@@ -90,13 +90,14 @@ def test_the_compose_file_fits_the_compose_specification() -> None:
     compose = PyOptions(apply_merge=True).from_yaml(COMPOSE.read_text())
     compose.validate()
     compose.to_spec()
-    assert set(compose.service_names()) == {"kafka", "processor-1", "processor-2"}
+    assert set(compose.service_names()) == {"kafka", "topics", "processor-1", "processor-2"}
 
 
 def test_each_service_has_a_healthcheck_and_processors_wait_for_kafka() -> None:
     assert all("healthcheck" in service for service in services().values())
     for service in processors():
-        assert service["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+        assert service["depends_on"]["kafka"] == {"condition": "service_healthy"}
+        assert service["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
         assert "/readyz" in service["healthcheck"]["test"][-1]
 
 
