@@ -356,6 +356,9 @@ class Processor:
     async def state(self, run_id: str) -> dict[str, Any]:
         return await self.local.state(run_id)
 
+    async def history(self, run_id: str) -> bytes:
+        return await self.local.history(run_id)
+
     async def runs(
         self,
         *,

@@ -264,10 +264,11 @@ class _Attempt:
         claim = owner._state.claim
         options = _LOCAL
         try:
+            listener = owner._listener(run.run_id)
             self.ctx = ctx = FunctionContext(
                 name=ask.name, run_id=run.run_id, session_id=run.session, user_id=run.user, workflow_name=run.workflow,
                 attempt=self.number, idempotency_key=f"{run.run_id}/{ask.path}", metadata=run.metadata,
-                on_progress=owner._listener(run.run_id).progress,
+                on_progress=listener.progress, on_log=listener.log,
             )  # fmt: skip
             if ask.function is None:
                 if run.activation is None:

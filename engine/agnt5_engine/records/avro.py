@@ -121,6 +121,27 @@ def decode(data: bytes) -> Any:
         raise RecordError(f"damaged {version.writer['name']}: {type(e).__name__}: {e}") from e
 
 
+def head(data: bytes, fields: int) -> dict[str, Any]:
+    """The first `fields` fields of a row, without reading the rest: Avro bodies are their fields one after the other."""
+    reader = _heads.get((data[:HEADER], fields))
+    if reader is None:
+        version = _VERSIONS.get(data[:HEADER])
+        if version is None:
+            raise RecordError(_what_is_wrong(data))
+        schema = {**version.writer, "fields": version.writer["fields"][:fields]}
+        reader = _heads[data[:HEADER], fields] = fastavro.parse_schema({"type": "record", "name": "Head", **schema})
+    body = BytesIO(data)
+    body.seek(HEADER)
+    try:
+        found: dict[str, Any] = fastavro.schemaless_reader(body, reader, None)
+    except (EOFError, ValueError, IndexError, UnicodeDecodeError) as e:
+        raise RecordError(f"damaged row: {type(e).__name__}: {e}") from e
+    return found
+
+
+_heads: dict[tuple[bytes, int], Any] = {}
+
+
 def _what_is_wrong(data: bytes) -> str:
     if len(data) < HEADER or data[:2] != MAGIC:
         return f"not an Avro single object: starts with {data[:HEADER].hex() or 'nothing'}"

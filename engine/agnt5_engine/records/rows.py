@@ -72,9 +72,13 @@ class Parent(NamedTuple):
 
 
 class RunRow(NamedTuple):
+    """The first fields stay the first: the table's index is made from them alone (`avro.head`)."""
+
+    status: str
+    created_at: int
+    finished_at: int | None
     run_id: str
     workflow: str
-    status: str
     input: bytes
     session_id: str | None
     user_id: str | None
@@ -83,9 +87,7 @@ class RunRow(NamedTuple):
     envelope: bytes | None
     parents: list[Parent]
     attempt: int
-    created_at: int
     started_at: int | None
-    finished_at: int | None
     output: bytes | None
     error_type: str | None
     message: str | None
@@ -101,11 +103,12 @@ class RunRow(NamedTuple):
 
 
 class PendingRow(NamedTuple):
-    """Something a run waits for. `ask` is the kind; the fields it does not use are empty."""
+    """Something a run waits for. `ask` is the kind; the fields it does not use are empty. The first two stay first."""
 
+    ask: str  # step | sleep | user | signal | child | write | user_state | emit | end | retry | timeout
+    asked_at: int
     run_id: str
     path: str
-    ask: str  # step | sleep | user | signal | child | write | user_state | emit | end | retry | timeout
     name: str
     function: str | None
     payload: bytes
@@ -115,7 +118,6 @@ class PendingRow(NamedTuple):
     target: str | None  # child run ID; topic
     key: bytes | None
     extra: bytes | None
-    asked_at: int
     attempt: int
     retry_at: int | None
     restarts: int

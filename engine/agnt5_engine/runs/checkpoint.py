@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from agnt5.replay.protocol import UserAsk
-from agnt5_engine.records.avro import decode, encode
-from agnt5_engine.records.rows import HistoryRow, PendingRow, RunRow, SessionRow
+from agnt5_engine.records.avro import decode, encode, head
+from agnt5_engine.records.rows import HistoryRow, PendingRow, SessionRow
 from agnt5_engine.runs import table
 from agnt5_engine.runs.activate import drop_activation
-from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.runs.model import Run
 from agnt5_engine.runs.rows import pending_row, run_row, session_row, user_row
 from agnt5_engine.runs.state import PartitionState
 
@@ -95,7 +95,7 @@ def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
             continue  # it lives again, or ended anew
         state.runs.pop(run_id, None)
         rows.append(Row(table.run_key(run_id), None))
-        rows.append(Row(table.created_key(row.created_at, run_id), None))
+        rows.append(Row(table.created_key(row.created_at, run_id.encode()), None))
         rows += [Row(k, None) for k, _ in state.rows.scan(table.history_prefix(run_id))]
         if row.session_id is None and "." not in run_id:
             rows.append(Row(table.session_row_key(run_id), None))
@@ -103,48 +103,62 @@ def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
     return rows
 
 
-def derived(row: Row, old: Callable[[bytes], bytes | None]) -> Iterator[Row]:
+def derived(row: Row, old: Callable[[bytes], bytes | None]) -> Iterable[Row]:
     """The derived rows that go with a primary row; `old` looks up what it replaces."""
     family = row.key[:1]
+    if family == table.HISTORY:
+        return ()
     if family == table.RUN:
-        if row.value is None:
-            return
-        run: RunRow = row.of or decode(row.value)
-        yield Row(table.created_key(run.created_at, run.run_id), b"")
-        if run.finished_at is not None:
-            yield Row(table.finished_key(run.finished_at, run.run_id), b"")
-        paused = table.PAUSED + run.run_id.encode()
-        if run.status == "paused":
-            yield Row(paused, b"")
-        elif old(paused) is not None:
-            yield Row(paused, None)
-    elif family == table.PENDING:
-        asked = _question_key(row, old)
-        if asked is not None:
-            yield Row(asked, b"" if row.value is not None else None)
-    elif family == table.SESSION:
-        key = table.BUSY_SESSION + row.key[1:]
-        busy = False
-        if row.value is not None:
-            session: SessionRow = row.of or decode(row.value)
-            busy = session.lock_run is not None or bool(session.queue)
-        yield Row(key, b"" if busy else None)
+        return _of_run(row, old) if row.value is not None else ()
+    if family == table.PENDING:
+        return _of_pending(row, old)
+    if family == table.SESSION:
+        return _of_session(row)
+    return ()
 
 
-def _question_key(row: Row, old: Callable[[bytes], bytes | None]) -> bytes | None:
-    """The derived key of a pending row that is a question to a person."""
-    of = row.of
+def _of_run(row: Row, old: Callable[[bytes], bytes | None]) -> list[Row]:
+    assert row.value is not None
+    if row.of is None:
+        first = head(row.value, 3)
+        status, created_at, finished_at = first["status"], first["created_at"], first["finished_at"]
+    else:
+        status, created_at, finished_at = row.of.status, row.of.created_at, row.of.finished_at
+    run_id = row.key[1:]
+    rows = [Row(table.created_key(created_at, run_id), b"")]
+    if finished_at is not None:
+        rows.append(Row(table.finished_key(finished_at, run_id), b""))
+    paused = table.PAUSED + run_id
+    if status == "paused":
+        rows.append(Row(paused, b""))
+    elif old(paused) is not None:
+        rows.append(Row(paused, None))
+    return rows
+
+
+def _of_pending(row: Row, old: Callable[[bytes], bytes | None]) -> tuple[Row, ...]:
+    """A question to a person has its place in the index of questions."""
+    of, asked_at = row.of, None
     if of is None:
         data = row.value if row.value is not None else old(row.key)
-        of = decode(data) if data is not None else None
-    run_id, _, path = row.key[1:].decode().partition("\0")
-    match of:
-        case PendingRow(ask="user", asked_at=asked_at):
-            return table.asked_key(asked_at, run_id, path)
-        case Pending(ask=UserAsk(), asked_at=asked_at):
-            return table.asked_key(asked_at, run_id, path)
-        case _:
-            return None
+        first = head(data, 2) if data is not None else None
+        if first is not None and first["ask"] == "user":
+            asked_at = first["asked_at"]
+    elif isinstance(of, PendingRow):
+        asked_at = of.asked_at if of.ask == "user" else None
+    elif isinstance(of.ask, UserAsk):
+        asked_at = of.asked_at
+    if asked_at is None:
+        return ()
+    return (Row(table.asked_key(asked_at, row.key[1:]), b"" if row.value is not None else None),)
+
+
+def _of_session(row: Row) -> tuple[Row]:
+    busy = False
+    if row.value is not None:
+        session: SessionRow = row.of or decode(row.value)
+        busy = session.lock_run is not None or bool(session.queue)
+    return (Row(table.BUSY_SESSION + row.key[1:], b"" if busy else None),)
 
 
 def forget_clean(state: PartitionState, *, keep: int) -> int:

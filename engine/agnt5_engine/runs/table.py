@@ -68,24 +68,24 @@ def schedule_key(key: str) -> bytes:
     return SCHEDULE + key.encode()
 
 
-def created_key(created_at: int, run_id: str) -> bytes:
+def created_key(created_at: int, run_id: bytes) -> bytes:
     """Newest first."""
-    return BY_CREATED + (_NEVER - created_at).to_bytes(8, "big") + run_id.encode()
+    return BY_CREATED + (_NEVER - created_at).to_bytes(8, "big") + run_id
 
 
 def created_of(key: bytes) -> tuple[int, str]:
     return _NEVER - int.from_bytes(key[1:9], "big"), key[9:].decode()
 
 
-def finished_key(finished_at: int, run_id: str) -> bytes:
+def finished_key(finished_at: int, run_id: bytes) -> bytes:
     """Oldest first: the order in which finished runs are forgotten."""
-    return BY_FINISHED + finished_at.to_bytes(8, "big") + run_id.encode()
+    return BY_FINISHED + finished_at.to_bytes(8, "big") + run_id
 
 
 def finished_of(key: bytes) -> tuple[int, str]:
     return int.from_bytes(key[1:9], "big"), key[9:].decode()
 
 
-def asked_key(asked_at: int, run_id: str, path: str) -> bytes:
-    """Open questions, oldest first."""
-    return BY_ASKED + asked_at.to_bytes(8, "big") + run_id.encode() + b"\0" + path.encode()
+def asked_key(asked_at: int, entry: bytes) -> bytes:
+    """Open questions, oldest first. `entry`: run ID, zero byte, path."""
+    return BY_ASKED + asked_at.to_bytes(8, "big") + entry

@@ -33,7 +33,7 @@ def _stored(owner: Owner, before: Position | None) -> Iterator[Run]:
     """Runs that are only in the table. Within one millisecond the table has them by ascending ID: they are turned
     round."""
     state = owner.state
-    after = table.created_key(before[0] + 1, "") if before is not None else None
+    after = table.created_key(before[0] + 1, b"") if before is not None else None
     same: list[Run] = []
     for key, _ in state.rows.scan(table.BY_CREATED, after):
         created_at, run_id = table.created_of(key)

@@ -10,15 +10,19 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from agnt5.client.models import Approval, Event, Run, at
+from agnt5.replay.history import History
+from agnt5.replay.protocol import Completed, Errored, Outcome, Stopped
 from agnt5_engine.partition.live import PartitionMoved
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.ports import NotHere, Page, Refused, Started, StartRequest, UnknownRun
 from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunRequested, SignalSent, UserResponded
 from agnt5_engine.records.routing import digest, is_run_id, new_id, partition_of, routing_key, run_id_for
 from agnt5_engine.runs import model
+from agnt5_engine.runs.activate import run_info
 from agnt5_engine.runs.apply import revive
+from agnt5_engine.runs.commands import failure
 from agnt5_engine.runs.effects import Verdict
-from agnt5_engine.runs.history import public_events
+from agnt5_engine.runs.history import public_events, replayed
 from agnt5_engine.serving.lists import newest_first, questions
 from agnt5_engine.serving.views import approval_view, event_view, run_view, status_of
 
@@ -156,9 +160,8 @@ class LocalRuns:
                     yield event
                 while watcher.lines:
                     line = watcher.lines.popleft()
-                    yield Event(
-                        seq=seq, time=at(line.time), type=line.type, run_id=run_id, data=line.data  # type: ignore[arg-type]
-                    )  # fmt: skip
+                    shape = {"seq": seq, "time": at(line.time), "type": line.type, "run_id": run_id, "data": line.data}
+                    yield Event.model_validate(shape)
                 run = self._known(run_id)
                 if run.ended and seq >= run.seq:
                     return
@@ -177,6 +180,16 @@ class LocalRuns:
         if run.activation is None:
             return {}
         return {key: from_json(value) for key, value in run.activation.run_state().items()}
+
+    async def history(self, run_id: str) -> bytes:
+        """See ports.Engine.history."""
+        self._known(run_id)
+        run = self.owner(run_id).state.run(run_id)
+        if run is None:
+            raise UnknownRun(run_id)
+        events = replayed(run.history) if run.begun else []
+        pending = {path: key for path, p in run.pending.items() if (key := p.key) is not None}
+        return History(run_info(run), run.input, events, pending, _outcome(run)).to_json()
 
     async def runs(
         self, *, status: str | None, workflow: str | None, session_id: str | None, limit: int, before: str | None
@@ -206,6 +219,19 @@ class LocalRuns:
     async def approvals(self) -> list[Approval]:
         found = [approval_view(*q) for owner in self._owners() for q in questions(owner)]
         return sorted(found, key=lambda a: (a.asked_at, a.run_id, a.entry))
+
+
+def _outcome(run: model.Run) -> Outcome | None:
+    match run.status:
+        case "completed":
+            return Completed(run.output or b"null")
+        case "failed":
+            error = failure(run.error_type, run.message, run.traceback, run.step)
+            return Errored(error) if error is not None else None
+        case "cancelled" | "timeout":
+            return Stopped()
+        case _:
+            return None
 
 
 def _events(run: model.Run, after: int) -> list[Event]:
