@@ -17,8 +17,7 @@ from agnt5.workflow import workflow
 from agnt5_engine.limits import Limit
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.ports import StartRequest
-
-from ..triggers.engine import processor, runs_of
+from tests.triggers.engine import processor, runs_of, until
 
 
 @pytest.fixture(autouse=True)
@@ -113,8 +112,7 @@ async def test_a_rate_spreads_beginnings_evenly() -> None:
     assert gate is not None
     for _ in range(30):
         gate.submit(Timed([], ""))
-    while len(begun) < 30:
-        await asyncio.sleep(0.005)
+    await until(lambda: len(begun) == 30)
 
     assert begun[-1] - begun[0] >= 0.23  # 30 at 100/s, but for the few of a burst
     gate.close()
