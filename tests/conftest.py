@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 _SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
-_FIXTURES = {"kafka", "kafka_broker", "own_kafka"}
+_FIXTURES = {"kafka", "kafka_broker", "own_kafka", "secured_kafka"}
 
 
 def _load() -> ModuleType:
@@ -83,8 +83,18 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 @pytest.fixture(scope="module")
 def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One private broker for the fault tests of a module; each leaves it running."""
+    yield from _private(tmp_path_factory.mktemp("broker"))
+
+
+@pytest.fixture(scope="module")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One private broker with SASL and TLS listeners beside the plain one."""
+    yield from _private(tmp_path_factory.mktemp("secured"), security=True)
+
+
+def _private(directory: Path, **options: Any) -> Iterator[Any]:
     _need_broker()
-    broker = _script.Broker(tmp_path_factory.mktemp("broker"))
+    broker = _script.Broker(directory, **options)
     broker.start(tied=True)
     yield broker
     broker.kill()

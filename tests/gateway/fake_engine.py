@@ -443,6 +443,10 @@ class FakeEngine:
     async def state(self, run_id: str) -> dict[str, Any]:
         return self._run(run_id).state
 
+    async def history(self, run_id: str) -> bytes:
+        run = self._run(run_id)
+        return to_json({"run": run_id, "input": run.input})
+
     async def runs(
         self,
         *,

@@ -106,10 +106,38 @@ async def make_journal(log: KafkaLog, name: str, partitions: int = 4) -> None:
     await log.create([spec(name, partitions)], 1)
 
 
+class Child:
+    """A processor in a process of its own, that can be frozen and killed."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.events: list[tuple[str, list[int]]] = []
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    async def start(cls, servers: str, group: str, journal: str, instance_id: str) -> Child:
+        command = [sys.executable, "-m", "tests.kafka.processors", servers, group, journal, instance_id]
+        return cls(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.events = [(kind, partitions) for kind, partitions in json.loads(line)]
+
+    def assigned(self) -> list[int]:
+        return self.events[-1][1] if self.events and self.events[-1][0] == "assigned" else []
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.wait()
+        await self._reading
+
+
 async def _main(servers: str, group: str, journal: str, instance_id: str) -> None:
     processor = await Processor(servers, group, journal, instance_id).start()
     while True:
-        print(json.dumps(sorted(processor.sink.journal_partitions())), flush=True)
+        events = [[kind, sorted(source.partition for source in sources)] for kind, sources in processor.sink.events]
+        print(json.dumps(events), flush=True)
         await asyncio.sleep(0.1)
 
 

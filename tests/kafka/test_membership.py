@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
+import signal
 from typing import Any
 
 import pytest
 
-from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
+from agnt5_engine.transport.base import BadTopicError, Message, OffsetGoneError, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import KafkaLog
-from tests.kafka.processors import SESSION_TIMEOUT, Processor, make_journal, until
-from tests.kafka.real_log import spec
+from tests.kafka.processors import SESSION_TIMEOUT, Child, Processor, make_journal, until
+from tests.kafka.real_log import plain, spec
 
 ALL = {0, 1, 2, 3}
 
@@ -86,15 +85,31 @@ async def test_when_a_member_is_killed_another_takes_over_within_the_session_tim
     group, journal = fresh("g"), fresh("journal")
     await make_journal(log, journal)
     a = await Processor(kafka, group, journal, "a").start()
-    command = [sys.executable, "-m", "tests.kafka.processors", kafka, group, journal, "b"]
-    b = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert b.stdout is not None
-    while len(json.loads(await asyncio.wait_for(b.stdout.readline(), 30))) != 2:
-        pass
+    b = await Child.start(kafka, group, journal, "b")
+    await until(lambda: len(b.assigned()) == 2)
     await until(lambda: len(a.sink.journal_partitions()) == 2)
-    b.kill()
+    await b.kill()
     assert await until(lambda: a.sink.journal_partitions() == ALL) < SESSION_TIMEOUT + 2
-    await b.communicate()
+    await a.stop(leave=True)
+
+
+async def test_a_member_that_was_frozen_gives_up_everything_before_it_takes_anything(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    b = await Child.start(kafka, group, journal, "b")
+    await until(lambda: len(b.assigned()) == 2)
+    owned = b.assigned()
+    b.process.send_signal(signal.SIGSTOP)
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    b.process.send_signal(signal.SIGCONT)
+    await until(lambda: len(b.events) >= 3)
+    assert b.events[:2] == [("assigned", owned), ("revoked", owned)]
+    assert len(b.assigned()) == 2
+    await until(lambda: len(a.sink.journal_partitions()) == 2)
+    await b.kill()
     await a.stop(leave=True)
 
 
@@ -178,3 +193,46 @@ async def test_a_session_timeout_that_the_broker_refuses_ends_the_membership_wit
     with pytest.raises(TransportError, match="AGNT5_SESSION_TIMEOUT must lie between"):
         await asyncio.wait_for(a.membership.failed(), 20)  # type: ignore[attr-defined]
     await a.stop(leave=False)
+
+
+async def test_a_journal_that_lost_records_ends_the_membership_instead_of_skipping_them(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+    from aiokafka.structs import TopicPartition as KafkaPartition
+
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal, 1)
+    await log.append(TopicPartition(journal, 0), [Message(b"k", b"v")] * 10)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_records({KafkaPartition(journal, 0): RecordsToDelete(before_offset=5)})
+    await admin.close()
+    a = await Processor(kafka, group, journal, "a", partitions=1).start()
+    with pytest.raises(OffsetGoneError, match="does not hold offset 0"):
+        await asyncio.wait_for(a.membership.failed(), 20)  # type: ignore[attr-defined]
+    await a.stop(leave=True)
+
+
+async def test_a_broker_that_is_away_at_the_start_or_later_costs_time_but_not_the_membership(
+    own_kafka: Any, fresh: Any
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    log = KafkaLog(plain(own_kafka.bootstrap))
+    await make_journal(log, journal)
+    await asyncio.to_thread(own_kafka.stop)
+    a = await Processor(own_kafka.bootstrap, group, journal, "a").start()
+    assert a.sink.owned == frozenset()
+    await asyncio.to_thread(own_kafka.start, tied=True)
+    await until(lambda: a.sink.journal_partitions() == ALL, timeout=40)
+    events = len(a.sink.events)
+    await asyncio.to_thread(own_kafka.kill)
+    await asyncio.sleep(1)
+    await asyncio.to_thread(own_kafka.start, tied=True)
+    for partition in ALL:
+        await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")])
+    await until(lambda: len(a.sink.seen) == 4, timeout=40)
+    assert not any(kind == "revoked" for kind, _ in a.sink.events[events:])
+    assert [member.instance_id for member in await a.membership.members()] == ["a"]
+    await a.stop(leave=True)
+    await log.close()

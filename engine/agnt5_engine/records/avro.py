@@ -122,7 +122,7 @@ def decode(data: bytes) -> Any:
 
 
 def head(data: bytes, fields: int) -> dict[str, Any]:
-    """The first `fields` fields of a row, without reading the rest: Avro bodies are their fields one after the other."""
+    """The first `fields` fields of a row, without reading the rest: an Avro body is its fields one after the other."""
     reader = _heads.get((data[:HEADER], fields))
     if reader is None:
         version = _VERSIONS.get(data[:HEADER])

@@ -115,7 +115,8 @@ def user_of(row: UserRow) -> User:
 
 def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
     row = PendingRow(
-        "", p.asked_at, run_id, path, "", None, b"", None, None, 0, None, None, None, p.attempt, p.retry_at, p.restarts, p.isolated, p.dispatched, p.beat_at,
+        "", p.asked_at, run_id, path, "", None, b"", None, None, 0, None, None, None,
+        p.attempt, p.retry_at, p.restarts, p.isolated, p.dispatched, p.beat_at,
     )  # fmt: skip
     match p.ask:
         case StepAsk(name=name, function=function, input=data, options=options):
