@@ -35,7 +35,7 @@ async def ensure_queue(log_: Log, settings: Settings, queue: str) -> int:
                 f"topic {spec.name} does not exist and AGNT5_CREATE_TOPICS is 0: "
                 f"`agnt5 topics plan --queue {queue}` prints how to make it"
             )
-        await log_.create([spec], settings.replication or 3)
+        await log_.create([spec], settings.replication)
         log.info("topic.created", topic=spec.name, partitions=spec.partitions)
         found = await log_.topics([spec.name])
     return found[spec.name].partitions if spec.name in found else spec.partitions
