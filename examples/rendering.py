@@ -1,4 +1,6 @@
-"""Steps for machines of their own: `render` runs only in workers of the queue `gpu`. Needs Kafka.
+"""Steps for machines of their own: on Kafka, `render` runs only in workers of the queue `gpu`.
+
+On the embedded engine (`agnt5 dev examples/rendering.py`), which is one process, they run in that.
 
 Try it:
 
