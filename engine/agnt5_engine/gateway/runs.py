@@ -16,7 +16,7 @@ from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseco
 from agnt5_engine.gateway.gather import other_parts, part
 from agnt5_engine.gateway.problems import invalid, unknown_run
 from agnt5_engine.gateway.routing import answers, json_input, router, shaped
-from agnt5_engine.gateway.streams import event_stream
+from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, UnknownRun
 
 ENVELOPE_BYTES = 4096
@@ -115,7 +115,7 @@ def routes(gateway: Gateway) -> APIRouter:
                     "name": "Last-Event-ID",
                     "in": "header",
                     "required": False,
-                    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+                    "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
                     "description": "With `follow`: only events after this seq.",
                 }
             ]
@@ -213,7 +213,7 @@ def _status(run: Run) -> Status:
 
 def _events_responses() -> dict[int | str, dict[str, Any]]:
     responses = answers(EventList, also=(404,))
-    responses[200]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    responses[200]["content"] = dict(CONTENT)
     return responses
 
 

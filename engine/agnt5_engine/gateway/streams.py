@@ -13,6 +13,26 @@ from starlette.types import Send
 from agnt5.client.models import Event
 from agnt5_engine.gateway.metrics import STREAMS
 
+CONTENT = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "Each event: its seq, its type, and the event as JSON",
+            "properties": {
+                "id": {"type": "string", "pattern": "^[0-9]+$"},
+                "event": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": "#/components/schemas/Event"},
+                },
+            },
+            "required": ["id", "event", "data"],
+        }
+    }
+}
+"""What OpenAPI says of a stream."""
+
 PING = b": still here\n\n"
 PING_SECONDS = 15.0
 

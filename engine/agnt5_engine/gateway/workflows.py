@@ -12,7 +12,7 @@ from agnt5_engine.gateway.problems import ProblemError, RelayedError
 from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
 from agnt5_engine.gateway.runs import last_event_id
 from agnt5_engine.gateway.starting import start_from_body
-from agnt5_engine.gateway.streams import event_stream
+from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, Started, UnknownRun
 
 LONGEST_WAIT = 86_400.0
@@ -91,14 +91,14 @@ def routes(gateway: Gateway) -> APIRouter:
 
 
 STREAM: dict[str, Any] = {
-    "description": "The run's events, each with its `seq` as ID, its type and the event as JSON",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "description": "The run's events as they happen",
+    "content": CONTENT,
 }
 LAST_EVENT_ID = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     "description": "Only events after this seq.",
 }
 
