@@ -69,13 +69,12 @@ class Partition:
         self.told += effects
         return effects
 
-    def request(self, workflow: Workflow[Any], run_id: str = "run", session: str | None = None, **input: Any) -> Run:
+    def request(self, workflow: Workflow[Any], run_id: str = "run", session: str | None = None, **input: Any) -> None:
         self.apply(
             RunRequested(
                 run_id, f"start {run_id}", workflow.name, to_json(input), session, None, b"{}", None, None, {}, None
             )
         )
-        return self.run(run_id)
 
     def succeed(self, path: str, result: Any = None, run_id: str = "run", attempt: int = 0) -> list[Effect]:
         return self.apply(StepSucceeded(run_id, path, attempt, to_json(result), self.state.claim))
@@ -86,14 +85,18 @@ class Partition:
         record = [r for r in ended if isinstance(r, RunFinished | RunRetried)][-1]
         return self.apply(record)
 
+    def finish_call(self, call: Call, error: BaseException | None = None) -> None:
+        """Let this in-place call return, or raise."""
+        self.told.remove(call)
+        result = drive(call.call.run()) if error is None else None
+        core.finish_call(self.state, call.key, call.call.token, result, error)
+        self.told += self.state.effects
+        self.state.effects = []
+
     def finish_calls(self) -> None:
-        """Let every in-place call return."""
-        while calls := [e for e in self.told if isinstance(e, Call)]:
-            self.told = [e for e in self.told if not isinstance(e, Call)]
-            for call in calls:
-                core.finish_call(self.state, call.key, call.call.token, drive(call.call.run()))
-            self.told += self.state.effects
-            self.state.effects = []
+        """Let every in-place call return, and those that come of it."""
+        while calls := self.asked(Call):
+            self.finish_call(calls[0])
 
     # ------------------------------------------------------------------ memory
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from agnt5.replay.protocol import ask_digest
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import OwnerClaimed, RunOutcome, StateWritten
-from agnt5_engine.records.rows import EarlyCancelRow
+from agnt5_engine.records.rows import EarlyCancelRow, SessionRow
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
 from agnt5_engine.runs.effects import Call
@@ -35,20 +34,21 @@ def snapshot(state: PartitionState) -> Snapshot:
         if run_id not in runs and (run := state._load(run_id)) is not None:
             runs[run_id] = run
     for run_id, run in sorted(runs.items()):
-        found[f"run {run_id}"] = run_row(run, inline=True)
+        found[f"run {run_id}"] = _frozen(run_row(run, inline=True))
+        found[f"seq {run_id}"] = run.seq
         for path, p in sorted(run.pending.items()):
             found[f"pending {run_id}/{path}"] = pending_row(run_id, path, p)
     for key, value in state.rows.scan(table.SESSION):
-        found[f"session {key[1:].decode()}"] = decode(value)
+        found[f"session {key[1:].decode()}"] = _frozen(decode(value))
     for key, session in state.sessions.items():
         row = session_row(session)
         if row.base >= 0 or row.lock_run is not None or row.queue or f"session {key}" in found:
-            found[f"session {key}"] = row
+            found[f"session {key}"] = _frozen(row)
     for key, value in state.rows.scan(table.USER):
-        found[f"user {key[1:].decode()}"] = decode(value)
+        found[f"user {key[1:].decode()}"] = _frozen(decode(value))
     for user in state.users.values():
         if user.version:
-            found[f"user {user.user_id}"] = user_row(user)
+            found[f"user {user.user_id}"] = _frozen(user_row(user))
     for id, row in state.outbox.items():
         found[f"outbox {id}"] = row
     early: dict[str, EarlyCancelRow | None] = {
@@ -56,8 +56,19 @@ def snapshot(state: PartitionState) -> Snapshot:
     }
     early.update(state.early_cancels)
     found.update({f"early {run_id}": row for run_id, row in early.items() if row is not None})
+    found = {name: row for name, row in found.items() if not _is_empty_session(row)}
     found["paused"] = sorted(state.paused)
     return found
+
+
+def _is_empty_session(row: Any) -> bool:
+    return isinstance(row, SessionRow) and row.base < 0 and row.lock_run is None and not row.queue
+
+
+def _frozen(row: Any) -> Any:
+    """The row with copies of what the live object goes on changing."""
+    copies = {name: tuple(v) for name, v in row._asdict().items() if isinstance(v, list)}
+    return row._replace(**copies, **{name: dict(v) for name, v in row._asdict().items() if isinstance(v, dict)})
 
 
 def differences(one: Snapshot, other: Snapshot) -> str:
@@ -67,8 +78,15 @@ def differences(one: Snapshot, other: Snapshot) -> str:
         left, right = one.get(name), other.get(name)
         if left != right:
             if isinstance(left, tuple) and isinstance(right, tuple) and hasattr(left, "_asdict"):
-                fields = [f for f, a, b in zip(left._fields, left, right, strict=True) if a != b]  # type: ignore[attr-defined]
-                told += [f"{name}.{f}: {getattr(left, f)!r} / {getattr(right, f)!r}" for f in fields]
+                fields: list[tuple[str, Any, Any]] = list(zip(left._fields, left, right, strict=True))  # type: ignore[attr-defined]
+                for field, a, b in fields:
+                    if isinstance(a, tuple) and isinstance(b, tuple) and a != b:
+                        at = next(
+                            (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+                        )
+                        told.append(f"{name}.{field}[{at}]: {a[at : at + 2]!r} / {b[at : at + 2]!r}")
+                    elif a != b:
+                        told.append(f"{name}.{field}: {a!r} / {b!r}")
             else:
                 told.append(f"{name}: {left!r} / {right!r}")
     return "; ".join(told[:3])
@@ -97,9 +115,7 @@ class Watch:
         if before is not now:
             self.compared += 1
             if before != now:
-                self.bad.append(
-                    f"owners disagree: partition {owner.partition} at {offset}: {differences(before, now)}"
-                )
+                self.bad.append(f"owners disagree: partition {owner.partition} at {offset}: {differences(before, now)}")
 
     def executes(self, owner: Owner, run: Run, path: str) -> None:
         p = run.pending[path]
@@ -229,24 +245,24 @@ def _session_counters(world: World) -> list[str]:
     """The counters, against the writes that an independent reading of the journals says took effect."""
     bad = []
     for p, place in enumerate(world.places):
-        claim, base, done = -1, Counter[str](), set[tuple[str, str]]()
+        claim = -1
+        writes = Counter[str]()
         bases: dict[str, int] = {}
         for offset, (_, record) in enumerate(place.journal.records):
             if isinstance(record, OwnerClaimed):
                 claim = offset
             elif isinstance(record, StateWritten) and record.claim >= claim:
                 key = record.run_id.partition(".")[0]
-                if (record.run_id, record.path) not in done and record.base == bases.get(key, -1):
-                    done.add((record.run_id, record.path))
+                if record.base == bases.get(key, -1):
                     bases[key] = offset
-                    base[key] += 1
+                    writes[key] += 1
         owner = place.owners[-1]
         states = {key[1:].decode(): decode(value).state for key, value in owner.store.scan(table.SESSION)}
         states.update({s.key: s.state for s in owner.state.sessions.values()})
-        for key, writes in base.items():
+        for key, expected in writes.items():
             count = from_json(states.get(key, {}).get("count", b"0"))
-            if count != writes:
-                bad.append(f"session counter: {key} of partition {p} is {count} after {writes} increments")
+            if count != expected:
+                bad.append(f"session counter: {key} of partition {p} is {count} after {expected} increments")
     return bad
 
 
@@ -309,9 +325,7 @@ def _signals(world: World, runs: dict[str, Run]) -> list[str]:
                 if word.startswith("word"):
                     taken[word] += text.count(f'"{word}"')
     # A child's output is also part of its parent's.
-    return [
-        f"signal {word} was taken by {n} runs" for word, n in taken.items() if n > 1 and not _nested(word, runs)
-    ]
+    return [f"signal {word} was taken by {n} runs" for word, n in taken.items() if n > 1 and not _nested(word, runs)]
 
 
 def _nested(word: str, runs: dict[str, Run]) -> bool:

@@ -60,9 +60,8 @@ async def _one(ctx: WorkflowContext, op: Op) -> Any:
         case ["step", arg, fails]:
             try:
                 return await ctx.step(work, arg, fails)
-            except ValueError as e:  # a StepError too
-                assert isinstance(e, StepError)
-                return ["failed", e.attempts]
+            except ValueError as e:  # what the step raised is what is caught, and a StepError too
+                return ["failed", e.attempts if isinstance(e, StepError) else None]
         case ["doomed", arg]:
             try:
                 return await ctx.step(doomed, arg)
@@ -311,7 +310,9 @@ def flat(ops: Program) -> list[Op]:
 
 def has_result(ops: Program, result: Any, told: set[str]) -> bool:
     """Whether a run of `ops` may have given `result`. `told`: things the world has said (payloads, answers)."""
-    return isinstance(result, list) and len(ops) == len(result) and all(map(lambda o, r: _fits(o, r, told), ops, result))
+    return (
+        isinstance(result, list) and len(ops) == len(result) and all(map(lambda o, r: _fits(o, r, told), ops, result))
+    )
 
 
 def _fits(op: Op, result: Any, told: set[str]) -> bool:
@@ -357,7 +358,9 @@ def _fits(op: Op, result: Any, told: set[str]) -> bool:
         case ["child", "signal", ops, _]:
             return result[0] in told and has_result(ops, result[1:], told)
         case ["child", "cancel", ops, _]:  # it may have caught it, or been done
-            return bool(result == ["child", "CancelledError"]) or has_result([*ops, ["signal", "x", None]], result, told)
+            return bool(result == ["child", "CancelledError"]) or has_result(
+                [*ops, ["signal", "x", None]], result, told
+            )
         case ["child", "leave", *_]:
             return bool(result == "left")
         case ["boom", _]:

@@ -39,9 +39,8 @@ from agnt5_engine.records.journal import (
 )
 from agnt5_engine.records.routing import digest, partition_of, routing_key, run_id_for
 from agnt5_engine.records.rows import MarkerRow, OutboxRow
-from agnt5_engine.runs import table
 from agnt5_engine.runs import apply as core
-from agnt5_engine.runs import ask, checkpoint
+from agnt5_engine.runs import ask, checkpoint, table
 from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.effects import (
@@ -108,8 +107,7 @@ class Code:
         self.fits = fits
         self.unknown = unknown
         self.workflows: dict[str, Workflow[Any]] = {
-            wf.name: wf
-            for wf in (programs.plain, programs.child, programs.stubborn, programs.limited, programs.guilty)
+            wf.name: wf for wf in (programs.plain, programs.child, programs.stubborn, programs.limited, programs.guilty)
         }
         self.functions: dict[str, Function[Any]] = {
             fn.name: fn for fn in (programs.work, programs.doomed, programs.quick)
@@ -191,7 +189,10 @@ class World:
         """Returns the first offset and the time. The broker's clock may step back a little."""
         journal = self.places[partition].journal
         time = self.clock - (self.r.randrange(30) if self.r.random() < 0.1 else 0)
-        return [journal.append(time, record) for record in records][0], time
+        first = len(journal)
+        for record in records:
+            journal.append(time, record)
+        return first, time
 
     def command(self, run_id: str, record: Any) -> None:
         """From a gateway: lands at once, sometimes twice."""
@@ -369,11 +370,11 @@ class World:
                 place.owners[-1].die()
                 self.take_over(p)
         for _ in range(3000):
-            before = (self.clock, len(self.net), [len(p.journal) for p in self.places], self.words)
+            before = (len(self.net), [len(p.journal) for p in self.places], self.words)
             self.tick()
-            if before[1:] == (len(self.net), [len(p.journal) for p in self.places], self.words) and self.idle():
-                if not self.nudge():
-                    return
+            after = (len(self.net), [len(p.journal) for p in self.places], self.words)
+            if after == before and self.idle() and not self.nudge():
+                return
 
     def close(self) -> None:
         for place in self.places:

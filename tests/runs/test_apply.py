@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from pydantic_core import from_json
+
 from agnt5 import WorkflowContext, workflow
-from agnt5_engine.records.journal import StepFailed
+from agnt5_engine.records.journal import (
+    CancelRequested,
+    OwnerClaimed,
+    Replied,
+    SignalSent,
+    StateWritten,
+    StepFailed,
+    StepSucceeded,
+    TimerFired,
+)
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
-from agnt5_engine.runs.effects import Execute
+from agnt5_engine.runs.activate import drop_activation
+from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, Send, SetTimer
 from tests.runs.bench import Partition
-from tests.runs.programs import work
+from tests.runs.programs import child, quick, work
 
 
 @workflow(name="apply.one")
@@ -41,9 +54,208 @@ def test_a_step_that_was_retried_across_a_checkpoint_leaves_no_row_behind() -> N
 
 def test_public_event_numbers_have_no_gap_after_a_retry_of_the_run() -> None:
     p = Partition(boom)
-    run = p.request(boom)
+    p.request(boom)
+    run = p.run()
     p.end()
     p.end()
     events = [event for row in run.history for event in h.public_events(row)]
     assert [event.seq for event in events] == [1, 2, 3]
     assert run.seq == 3
+
+
+# ------------------------------------------------------------------ what waits for an in-place call
+
+
+@workflow(name="apply.signals")
+async def signals(ctx: WorkflowContext) -> list[Any]:
+    first = await ctx.wait_for_signal("go")
+    await quick(ctx, 1)
+    return [first, await ctx.wait_for_signal("go")]
+
+
+def test_a_signal_is_taken_once_though_the_code_then_calls_a_function_in_place() -> None:
+    p = Partition(signals)
+    p.request(signals)
+    p.apply(SignalSent("run", "one", "go", b'"one"'))
+    p.finish_calls()
+    assert [row.path for row in p.run().history if row.event == h.RESOLVED] == ["0"]
+    p.apply(SignalSent("run", "two", "go", b'"two"'))
+    p.end()
+    assert from_json(p.run().output or b"") == ["one", "two"]
+
+
+@workflow(name="apply.limited", timeout=5)
+async def limited(ctx: WorkflowContext) -> str:
+    try:
+        await ctx.sleep(60)
+    except asyncio.CancelledError:
+        await quick(ctx, 1)
+        raise
+    return "awake"
+
+
+def test_a_time_out_whose_clean_up_calls_a_function_in_place_survives_the_owner() -> None:
+    p = Partition(limited)
+    p.request(limited)
+    p.clock += 5000
+    p.apply(TimerFired("run", "timeout", p.state.claim))
+    assert p.asked(Call)
+    p.checkpoint()
+    p.crash()
+    p.finish_calls()
+    p.end()
+    assert p.run().status == "timeout"
+
+
+@workflow(name="apply.caller")
+async def caller(ctx: WorkflowContext) -> int:
+    return await quick(ctx, 1) + await quick(ctx, 2)
+
+
+def test_a_call_that_was_given_up_is_not_taken_for_one_of_the_next_run_of_the_session() -> None:
+    p = Partition(caller)
+    p.request(caller, "s.one", "s")
+    p.request(caller, "s.two", "s")
+    given_up = p.asked(Call)[0]
+    p.apply(CancelRequested("s.one", "cancel", True))
+    p.finish_call(given_up, TimeoutError("interrupted"))
+    p.finish_calls()
+    p.end("s.two")
+    assert from_json(p.run("s.two").output or b"") == 9
+
+
+def test_a_cancel_between_two_in_place_calls_is_replayed_between_them() -> None:
+    p = Partition(persistent)
+    p.request(persistent)
+    run = p.run()
+    p.finish_call(p.asked(Call)[0])
+    p.apply(CancelRequested("run", "cancel", False))
+    drop_activation(run)
+    p.told = []
+    p.succeed("0", ["worked", 7])
+    p.finish_calls()
+    p.end()
+    assert from_json(p.run().output or b"") == ["worked", 7]
+
+
+@workflow(name="apply.persistent")
+async def persistent(ctx: WorkflowContext) -> Any:
+    try:
+        await quick(ctx, 1)
+        await quick(ctx, 2)
+    except asyncio.CancelledError:
+        return await ctx.step(work, 7, 0)
+    return "not cancelled"
+
+
+# ------------------------------------------------------------------ session writes
+
+
+@workflow(name="apply.writer")
+async def writer(ctx: WorkflowContext) -> int:
+    await quick(ctx, 1)
+    await ctx.session.state.update("n", lambda n: n + 1, 0)
+    await quick(ctx, 2)
+    return await ctx.session.state.update("n", lambda n: n + 1, 0)
+
+
+def written(p: Partition) -> StateWritten:
+    return [e.record for e in p.asked(Append) if isinstance(e.record, StateWritten)][-1]
+
+
+def test_a_write_that_took_effect_is_not_asked_again_though_its_run_waits_for_a_call() -> None:
+    p = Partition(writer)
+    p.request(writer)
+    run = p.run()
+    p.finish_calls()
+    write = written(p)
+    drop_activation(run)  # so that telling the run of its write begins with its calls
+    p.apply(write)
+    p.checkpoint()
+    p.crash()
+    assert not [e for e in p.asked(Append) if isinstance(e.record, StateWritten)]
+    p.finish_calls()
+    p.apply(written(p))
+    p.end()
+    assert from_json(p.run().output or b"") == 2
+
+
+def test_a_write_that_waited_behind_a_call_takes_effect_where_it_stands_in_the_log() -> None:
+    p = Partition(writer)
+    p.request(writer)
+    p.finish_calls()
+    write = written(p)
+    p.apply(write)
+    base = p.state.session("run").base
+    p.crash()  # nothing but the journal: the write is read while the first call is not yet made again
+    p.finish_calls()
+    assert p.state.session("run").base == base
+    p.apply(written(p))
+    p.end()
+    assert from_json(p.run().output or b"") == 2
+
+
+# ------------------------------------------------------------------ parked runs
+
+
+def test_records_of_a_parked_run_stand_behind_the_turn_that_is_open_when_it_goes_on() -> None:
+    p = Partition(caller, one)
+    p.request(one, "s.parked", "s")
+    del p.code.workflows["apply.one"]
+    drop_activation(p.run("s.parked"))
+    p.succeed("0", ["worked", 1], "s.parked")
+    assert p.run("s.parked").status == "paused"
+    p.request(caller, "s.calls", "s")
+    p.code.workflows["apply.one"] = one
+    p.apply(OwnerClaimed("other", "2"))
+    p.finish_calls()
+    p.end("s.parked")
+    p.end("s.calls")
+    assert p.run("s.parked").status == p.run("s.calls").status == "completed"
+
+
+# ------------------------------------------------------------------ children, retries, replies
+
+
+@workflow(name="apply.guardian")
+async def guardian(ctx: WorkflowContext) -> Any:
+    handle = await ctx.start(child.options(detached=True), [["sleep", 1]])
+    try:
+        return await handle.result()
+    finally:
+        await handle.cancel()
+
+
+def test_a_run_whose_clean_up_cancels_a_child_ends() -> None:
+    p = Partition(guardian, child)
+    p.request(guardian)
+    p.apply(CancelRequested("run", "cancel", False))
+    p.end()
+    assert p.run().status == "cancelled"
+    assert any(e.id.startswith("tell:") for e in p.asked(Send))
+
+
+@workflow(name="apply.hasty", retries=1)
+async def hasty(ctx: WorkflowContext) -> Any:
+    step = asyncio.create_task(ctx.step(work, 5, 0))  # type: ignore[arg-type]
+    await asyncio.sleep(0.5)
+    if ctx.attempt == 0:
+        raise ValueError("too soon")
+    return await step
+
+
+def test_a_step_left_running_by_a_failed_attempt_is_abandoned() -> None:
+    p = Partition(hasty)
+    p.request(hasty)
+    p.apply(TimerFired("run", p.asked(SetTimer)[0].path, p.state.claim))
+    p.end()
+    assert [e.path for e in p.asked(Abandon)] == ["0"]
+
+
+def test_a_reply_resolves_nothing_but_what_asks_for_replies() -> None:
+    p = Partition(one)
+    p.request(one)
+    p.apply(Replied("run", "0", b'"not a result"'))
+    assert not p.run().ending
+    p.apply(StepSucceeded("run", "0", 0, b'["worked", 1]', p.state.claim))
+    assert p.run().ending

@@ -32,6 +32,7 @@ class RecordError(ValueError):
 class _Version(NamedTuple):
     """One schema version of a kind, ready to read."""
 
+    cls: type[Any]
     writer: Any
     reader: Any
     build: Callable[[dict[str, Any]], Any]
@@ -96,7 +97,7 @@ def _load() -> tuple[dict[type[Any], Callable[[Any], bytes]], dict[bytes, _Versi
         for schema in by_version.values():
             parsed = fastavro.parse_schema(schema)
             reader = None if schema is by_version[max(by_version)] else newest
-            versions[header_of(parsed)] = _Version(parsed, reader, build)
+            versions[header_of(parsed)] = _Version(cls, parsed, reader, build)
     return encoders, versions
 
 
@@ -118,7 +119,13 @@ def decode(data: bytes) -> Any:
         body.seek(HEADER)
         return version.build(fastavro.schemaless_reader(body, version.writer, version.reader))
     except (EOFError, ValueError, IndexError, OverflowError, MemoryError, UnicodeDecodeError, TypeError) as e:
-        raise RecordError(f"damaged {version.writer['name']}: {type(e).__name__}: {e}") from e
+        raise RecordError(f"damaged {version.cls.__name__}: {type(e).__name__}: {e}") from e
+
+
+def is_a(data: bytes, cls: type[Any]) -> bool:
+    """Whether `data` holds a record or row of this kind, of whatever version; its body is not looked at."""
+    version = _VERSIONS.get(data[:HEADER])
+    return version is not None and version.cls is cls
 
 
 def head(data: bytes, fields: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from agnt5_engine.records.journal import RunFinished, RunRetried, StateWritten
 from agnt5_engine.records.rows import AskNote, Held, HistoryRow, Mark, Read
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, Moved, SetTimer
-from agnt5_engine.runs.model import END, Cause, EndAsk, OpenTurn, Pending, Run, Session
+from agnt5_engine.runs.model import DEADLINE, END, SIGNAL, Cause, EndAsk, OpenTurn, Pending, Run, Session
 from agnt5_engine.runs.outbox import post_child, post_emit, post_tell, post_user_state, withdraw_child
 from agnt5_engine.runs.state import PartitionState
 
@@ -144,27 +144,22 @@ def _open(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int, 
     session = state.session(run.key)
     cause = cause._replace(held=state.waiting(cause.held))
     session.turn = OpenTurn(run, cause, time, rebuilding)
-    session.turn.merge(turn)
     session.queue.insert(0, cause.held)
     state.session_changed(session)
-    for call in turn.calls:
-        state.effects.append(Call(run.key, run.run_id, call))
+    _add_to_turn(state, session.turn, turn)
 
 
 def finish_call(
-    state: PartitionState, key: str, token: int, result: object = None, error: BaseException | None = None
+    state: PartitionState, session: Session, token: int, result: object, error: BaseException | None
 ) -> bool:
     """Give an in-place call's result to its activation. True when the turn is closed, and the queue may go on."""
-    session = state.sessions.get(key)
-    if session is None or session.turn is None or session.turn.run.activation is None:
-        return False
     opened = session.turn
+    assert opened is not None
     run, cause, activation = opened.run, opened.cause, opened.run.activation
     assert activation is not None
     try:
-        turn = activation.finish_call(token, result, error)
-        opened.merge(turn)
-        opened.calls -= 1
+        turn = activation.finish_call(opened.calls.pop(token), result, error)
+        _add_to_turn(state, opened, turn)
         if not opened.calls and opened.rebuilding:
             opened.rebuilding = False
             if cause.kind == _REVIVAL:
@@ -174,18 +169,26 @@ def finish_call(
             assert cause.event is not None
             turn = activation.deliver(opened.time, cause.event)
             opened.turn = Turn()  # what the rebuild asked for again is known
-            opened.merge(turn)
+            _add_to_turn(state, opened, turn)
     except NonDeterminismError as e:
         session.turn = None
         session.queue.pop(0)
         park(state, run, cause.held, "non_determinism", str(e))
         return True
-    for call in turn.calls:
-        state.effects.append(Call(key, run.run_id, call))
     if opened.calls:
         return False
     close_turn(state, session)
     return True
+
+
+def _add_to_turn(state: PartitionState, opened: OpenTurn, turn: Turn) -> None:
+    """Take in another stretch of an open turn, and have its calls run. Their tokens are known to this partition alone:
+    a call that returns after it was given up must not be taken for one of another run of the session."""
+    opened.merge(turn)
+    for call in turn.calls:
+        state.calls += 1
+        opened.calls[state.calls] = call.token
+        state.effects.append(Call(opened.run.key, opened.run.run_id, call._replace(token=state.calls)))
 
 
 def close_turn(state: PartitionState, session: Session) -> None:
@@ -237,6 +240,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         case Resolved(path, value):
             what = h.RESOLVED
             state.drop_pending(run, path)
+            if kind == SIGNAL:
+                _take_signal(run, name)
         case Failed(path, error):
             what = h.FAILED
             state.drop_pending(run, path)
@@ -245,6 +250,10 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
             state.drop_pending(run, path)
         case Cancelled(name):
             what = h.CANCELLED
+            if name == "timeout":
+                state.drop_pending(run, DEADLINE)
+            if name == "timeout" or run.cancelled is None:
+                run.cancelled = name
         case None:
             what = h.RETRIED if cause.again else h.START
             if not cause.again:
@@ -269,7 +278,7 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         run.seq = last.seq
         row = last._replace(asks=notes)
     state.note(run, row, h.public_count(row))
-    if cause.command_id is not None or kind == "signal" or not isinstance(event, Resolved | Failed | TimedOut):
+    if cause.command_id is not None or kind == SIGNAL or not isinstance(event, Resolved | Failed | TimedOut):
         state.changed(run)
     if cause.command_id is not None:
         run.commands[cause.command_id] = None
@@ -280,6 +289,12 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
     if turn.outcome is not None:
         _end(state, run, turn, time)
     moved(state, run, ended=False)
+
+
+def _take_signal(run: Run, name: str) -> None:
+    """The oldest signal of that name has been taken."""
+    taken = next(i for i, signal in enumerate(run.signals) if signal.name == name)
+    run.signals = run.signals[:taken] + run.signals[taken + 1 :]
 
 
 def _note_retry(state: PartitionState, run: Run, time: int) -> None:
@@ -337,14 +352,12 @@ def _withdraw(state: PartitionState, run: Run, path: str) -> None:
     if p is None:
         return
     match p.ask:
-        case TellChildAsk():
-            run.tells -= 1
         case StepAsk():
             state.effects.append(Abandon(run.run_id, path, p))
         case ChildAsk():
             withdraw_child(state, run, p.ask)
         case _:
-            pass  # a timer or reply that comes later finds nothing pending
+            pass  # a timer or reply that comes later finds nothing pending; what a child is told is on its way
 
 
 def _lock(state: PartitionState, run: Run, ask: WriteAsk) -> None:
@@ -352,6 +365,11 @@ def _lock(state: PartitionState, run: Run, ask: WriteAsk) -> None:
     session.lock = (run.run_id, ask.path)
     state.session_changed(session)
     state.effects.append(Append(run.run_id, state_written(state, session, run.run_id, ask)))
+
+
+def is_locked(state: PartitionState, run: Run, path: str) -> bool:
+    """The run's session write at `path` is in force: its StateWritten has not been applied."""
+    return state.session(run.key).lock == (run.run_id, path)
 
 
 def state_written(state: PartitionState, session: Session, run_id: str, ask: WriteAsk) -> StateWritten:

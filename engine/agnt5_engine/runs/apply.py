@@ -11,6 +11,7 @@ from typing import assert_never
 from agnt5.replay.protocol import (
     Cancelled,
     ChildAsk,
+    EmitAsk,
     ErrorInfo,
     Failed,
     Resolved,
@@ -20,9 +21,11 @@ from agnt5.replay.protocol import (
     TellChildAsk,
     TimedOut,
     UserAsk,
+    UserStateAsk,
     WriteAsk,
+    ask_key,
 )
-from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.avro import decode, encode, is_a
 from agnt5_engine.records.journal import (
     CancelRequested,
     ChildFinished,
@@ -52,7 +55,7 @@ from agnt5_engine.records.routing import routing_key
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import activate
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, moved, park, state_written
+from agnt5_engine.runs.activate import advance, is_locked, moved, park, state_written
 from agnt5_engine.runs.ask import ask_pending
 from agnt5_engine.runs.commands import (
     begun_attempt,
@@ -67,7 +70,7 @@ from agnt5_engine.runs.commands import (
 )
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
-from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
+from agnt5_engine.runs.model import DEADLINE, SIGNAL, Cause, Run, Session
 from agnt5_engine.runs.pools import step_beat, step_dispatched
 from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.state import PartitionState
@@ -102,15 +105,16 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
 def finish_call(
     state: PartitionState, key: str, token: int, result: object = None, error: BaseException | None = None
 ) -> None:
-    """An in-place call of this routing key has returned."""
+    """An in-place call of this routing key has returned. One that nobody waits for any more is ignored."""
     session = state.sessions.get(key)
-    run = session.turn.run if session is not None and session.turn is not None else None
-    if activate.finish_call(state, key, token, result, error):
-        assert session is not None
-        assert run is not None
-        settle(state, run, Held(state.applied, state.now, b""))
+    opened = session.turn if session is not None else None
+    if session is None or opened is None or token not in opened.calls:
+        return
+    if activate.finish_call(state, session, token, result, error):
+        # As of the record that began the turn: when a call returns is not for the log to know.
+        settle(state, opened.run, opened.cause.held)
         _drain(state, session)
-    elif session is not None:
+    else:
         _interrupt(state, session)
 
 
@@ -147,28 +151,32 @@ def _interrupt(state: PartitionState, session: Session) -> None:
         held = session.queue.pop(found)
         activate.close_turn(state, session)
         state.effects.append(InterruptCall(session.key))
-        state.interrupting = True
+        activation = opened.run.activation
+        assert activation is not None  # its code is in the middle of calls
+        state.interrupting = 1 + activation.calls_returned
         _apply(state, held, decode(held.value))
-        state.interrupting = False
+        state.interrupting = 0
         opened = session.turn
 
 
 def _interruption(session: Session, run: Run) -> int | None:
     """Where in the queue the run's cancel or time-out stands."""
     for i, held in enumerate(session.queue):
-        if i == 0 or held.value.startswith(_SETTLE):
+        if i == 0 or not (is_a(held.value, CancelRequested) or is_a(held.value, TimerFired)):
             continue  # the first is the open turn's own record
         record = decode(held.value)
-        cancels = isinstance(record, CancelRequested) or (isinstance(record, TimerFired) and record.path == DEADLINE)
-        if cancels and record.run_id == run.run_id:
+        if record.run_id == run.run_id and (isinstance(record, CancelRequested) or record.path == DEADLINE):
             return i
     return None
 
 
 def _drain(state: PartitionState, session: Session) -> None:
-    """Apply what waited, in order, until the session is busy again."""
-    while session.queue and not session.busy:
-        held = session.queue.pop(0)
+    """Apply what waited, in order, until the session is busy again; its own write's StateWritten goes first."""
+    while session.queue and session.turn is None:
+        first = 0 if session.lock is None else _state_written_in(session)
+        if first is None:
+            return
+        held = session.queue.pop(first)
         state.session_changed(session)
         if held.value.startswith(_SETTLE):
             run = state.run(held.value[1:].decode())
@@ -179,20 +187,36 @@ def _drain(state: PartitionState, session: Session) -> None:
         _interrupt(state, session)
 
 
+def _state_written_in(session: Session) -> int | None:
+    """Where in the queue the record of the write in force stands. It is there when what came after the write was
+    asked for has waited for an in-place call."""
+    for i, held in enumerate(session.queue):
+        if is_a(held.value, StateWritten):
+            record = decode(held.value)
+            if session.lock == (record.run_id, record.path):
+                return i
+    return None
+
+
 def resume_queue(state: PartitionState, key: str) -> None:
     """After recovery: go on with what stood in a session's queue."""
     _drain(state, state.session(key))
 
 
 def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
+    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
     state.current = record
+    _dispatch(state, held, record)
+    if (run := state.runs.get(record.run_id)) is not None:
+        settle(state, run, held)
+
+
+def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
     match record:
         case StepSucceeded(run_id, path, attempt, result):
             run = _open_run(state, held, record)
             if run is not None and (p := run.pending.get(path)) is not None and isinstance(p.ask, StepAsk):
-                cause = Cause(held, Resolved(path, result), "step", p.ask.name, p.digest, attempt)
-                if advance(state, run, cause):
-                    settle(state, run, held)
+                advance(state, run, Cause(held, Resolved(path, result), "step", p.ask.name, p.digest, attempt))
         case RunFinished():
             run = _open_run(state, held, record)
             if run is not None:
@@ -200,26 +224,20 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
                 finish(state, run, held.time, record.status, record.output, error)
         case RunRequested():
             run_requested(state, held, record)
-            if (run := state.runs.get(record.run_id)) is not None:
-                settle(state, run, held)
         case StepFailed():
             _step_failed(state, held, record)
         case TimerFired():
             _timer_fired(state, held, record)
         case StateWritten():
             _state_written(state, held, record)
-        case Replied(run_id, path, value):
-            _resolve(state, held, record, path, value)
+        case Replied():
+            _replied(state, held, record)
         case ChildFinished():
             _child_finished(state, held, record)
         case SignalSent():
-            run = signal_sent(state, held, record)
-            if run is not None and run.status != "paused":
-                settle(state, run, held)
+            signal_sent(state, record)
         case UserResponded():
             user_responded(state, held, record)
-            if (run := state.runs.get(record.run_id)) is not None:
-                settle(state, run, held)
         case CancelRequested():
             cancel_requested(state, held, record)
         case RetryRequested():
@@ -230,7 +248,6 @@ def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
             run = _open_run(state, held, record)
             if run is not None and record.attempt > begun_attempt(run):
                 go_on_again(state, run, held, record.attempt)
-                settle(state, run, held)
         case StepRestarted(run_id, path):
             run = state.run(run_id)
             if run is not None and (p := run.pending.get(path)) is not None:
@@ -310,22 +327,11 @@ def _settle_one(state: PartitionState, run: Run, held: Held) -> bool:
         return False
     for path, p in run.pending.items():
         if isinstance(p.ask, TellChildAsk):
-            if not advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command)):
-                return False
-            run.tells -= 1
-            return True
+            return advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command))
         if isinstance(p.ask, SignalAsk):
-            for i, signal in enumerate(run.signals):
+            for signal in run.signals:
                 if signal.name == p.ask.name:
-                    cause = Cause(held, Resolved(path, signal.payload), "signal", p.ask.name)
-                    before = run.signals
-                    run.signals = before[:i] + before[i + 1 :]
-                    done = advance(state, run, cause)
-                    if not done:
-                        run.signals = (
-                            before  # the turn is open (or parked): it will be taken when this is applied again
-                        )
-                    return done
+                    return advance(state, run, Cause(held, Resolved(path, signal.payload), SIGNAL, p.ask.name))
     return False
 
 
@@ -333,16 +339,19 @@ def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
     """Put records that a parked run held back in front of its session's queue; the caller drains it."""
     if held:
         session = state.session(routing_key(run_id))
-        session.queue[:0] = held
+        front = 1 if session.turn is not None else 0
+        session.queue[front:front] = held
         state.session_changed(session)
 
 
-def _resolve(state: PartitionState, held: Held, record: JournalRecord, path: str, value: bytes) -> None:
-    run = _open_run(state, held, record)
-    if run is None or (p := run.pending.get(path)) is None or (key := p.key) is None:
+def _replied(state: PartitionState, held: Held, r: Replied) -> None:
+    run = _open_run(state, held, r)
+    if run is None or (p := run.pending.get(r.path)) is None:
         return
-    if advance(state, run, Cause(held, Resolved(path, value), key.kind, key.name, p.digest)):
-        settle(state, run, held)
+    if not isinstance(p.ask, UserStateAsk | EmitAsk | WriteAsk) or is_locked(state, run, r.path):
+        return
+    _, kind, name = ask_key(p.ask)
+    advance(state, run, Cause(held, Resolved(r.path, r.value), kind, name, p.digest))
 
 
 def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
@@ -354,8 +363,7 @@ def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
     error = ErrorInfo(r.error_type, r.message, r.traceback, p.ask.name, r.attempt + 1)
     if r.retry_at is None:
         cause = Cause(held, Failed(r.path, error), "step", p.ask.name, p.digest, r.attempt)
-        if advance(state, run, cause):
-            settle(state, run, held)
+        advance(state, run, cause)
         return
     p.attempt += 1
     p.retry_at = r.retry_at
@@ -380,17 +388,13 @@ def _timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
         return
     key = p.key
     if key is None:
-        state.drop_pending(run, DEADLINE)
-        run.cancelled = "timeout"
-        state.changed(run)
-        cause = Cause(held, Cancelled("timeout"), name="timeout", digest=int(state.interrupting))
+        cause = Cause(held, Cancelled("timeout"), name="timeout", digest=state.interrupting)
     elif isinstance(p.ask, SleepAsk):
         cause = Cause(held, Resolved(r.path, b"null"), key.kind, key.name)
     else:
         assert isinstance(p.ask, UserAsk | SignalAsk)
         cause = Cause(held, TimedOut(r.path), key.kind, key.name)
-    if advance(state, run, cause):
-        settle(state, run, held)
+    advance(state, run, cause)
 
 
 def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None:
@@ -404,8 +408,7 @@ def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None
         error_type = r.error_type or ("TimeoutError" if r.status == "timeout" else "CancelledError")
         message = r.message or f"child run {r.child_run_id} is {r.status}"
         event = Failed(r.path, ErrorInfo(error_type, message, r.traceback or "", p.ask.workflow))
-    if advance(state, run, Cause(held, event, "child", p.ask.workflow, p.digest)):
-        settle(state, run, held)
+    advance(state, run, Cause(held, event, "child", p.ask.workflow, p.digest))
 
 
 def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
@@ -423,8 +426,9 @@ def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
     session.base = held.offset
     session.lock = None
     state.session_changed(session)
-    if advance(state, run, Cause(held, Resolved(r.path, b"null"), "write", "session")):
-        settle(state, run, held)
+    # Done, whatever becomes of telling the run: should that have to wait, this is what waits, not the write.
+    state.current = done = Replied(r.run_id, r.path, b"null")
+    _replied(state, held._replace(value=b""), done)
 
 
 def _delivered(state: PartitionState, held: Held, id: str) -> None:
@@ -441,7 +445,7 @@ def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
     state.effects.append(Superseded(offset))
     for run_id in sorted(state.paused):
         run = state.run(run_id)
-        if run is None or run.pause_reason == "poison":
+        if run is None or run.status != "paused" or run.pause_reason == "poison":
             continue
         session = state.session(run.key)
         _refeed(state, run_id, unpark(state, run, state.now))

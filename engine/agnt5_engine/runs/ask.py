@@ -7,7 +7,7 @@ from agnt5.replay.protocol import StepAsk, WriteAsk
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepRestarted
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import state_written
+from agnt5_engine.runs.activate import is_locked, state_written
 from agnt5_engine.runs.effects import Append, Execute, Send, SetTimer
 from agnt5_engine.runs.model import EndAsk, Pending, Run
 from agnt5_engine.runs.rows import pending_of
@@ -45,7 +45,7 @@ def _ask(state: PartitionState, run_id: str, path: str, p: Pending, unclean: boo
             state.effects.append(Execute(run_id, path))
         case WriteAsk():
             run = state.run(run_id)
-            if run is not None:
+            if run is not None and is_locked(state, run, path):
                 session = state.session(run.key)
                 state.effects.append(Append(run_id, state_written(state, session, run_id, p.ask)))
         case EndAsk(record=record):

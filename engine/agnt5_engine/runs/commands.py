@@ -87,12 +87,9 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
         finish(state, run, held.time, "cancelled")
         state.verdict(r.command_id, r.run_id)
     else:
-        if run.cancelled is None:
-            run.cancelled = "cancel"
-            state.changed(run)
         advance(
             state, run,
-            Cause(held, Cancelled("cancel"), name="cancel", digest=int(state.interrupting), command_id=r.command_id),
+            Cause(held, Cancelled("cancel"), name="cancel", digest=state.interrupting, command_id=r.command_id),
         )  # fmt: skip
 
 
@@ -121,23 +118,22 @@ def begun_attempt(run: Run) -> int:
     return next((row.attempt for row in reversed(run.history) if row.event in (h.START, h.RETRIED)), 0)
 
 
-def signal_sent(state: PartitionState, held: Held, r: SignalSent) -> Run | None:
-    """Buffer the signal. Returns the run when somebody may be waiting for it."""
+def signal_sent(state: PartitionState, r: SignalSent) -> None:
+    """Keep the signal until somebody waits for it."""
     run = state.run(r.run_id)
     if run is None:
         state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
-        return None
+        return
     if r.command_id in run.commands:
         state.verdict(r.command_id, r.run_id)
-        return None
+        return
     if run.ended or run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
-        return None
+        return
     run.commands[r.command_id] = None
     run.signals = [*run.signals, Signal(r.name, r.payload)]
     state.changed(run)
     state.verdict(r.command_id, r.run_id)
-    return run
 
 
 # ------------------------------------------------------------------ people

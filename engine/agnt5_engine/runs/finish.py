@@ -29,7 +29,7 @@ def finish(
     run.pause_reason = run.pause_detail = None
     state.paused.discard(run.run_id)
     state.changed(run)
-    run.held, run.signals, run.tells = [], [], 0
+    run.held, run.signals = [], []
     if error is not None:
         run.error_type, run.message, run.traceback, run.step = error.type, error.message, error.traceback, error.step
     row = HistoryRow(
@@ -49,7 +49,9 @@ def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, comma
     """A failed run lives again: what succeeded counts, what failed is asked once more."""
     drop_activation(run)
     for path in list(run.pending):
-        state.drop_pending(run, path)
+        p = state.drop_pending(run, path)
+        if p is not None and isinstance(p.ask, StepAsk):
+            state.effects.append(Abandon(run.run_id, path, p))
     run.status, run.attempt, run.finished_at, run.output = "running", attempt, None, None
     run.error_type = run.message = run.traceback = run.step = run.cancelled = None
     state.changed(run)

@@ -39,6 +39,8 @@ class DeadlineAsk(NamedTuple):
 
 EngineAsk: TypeAlias = Ask | EndAsk | DeadlineAsk
 
+#: `Cause.kind` of a signal that was sent, as opposed to one that an earlier attempt took.
+SIGNAL = "signal"
 END = "end"
 DEADLINE = "timeout"
 
@@ -239,7 +241,7 @@ class OpenTurn:
         self.time = time
         self.rebuilding = rebuilding
         self.turn = Turn()
-        self.calls = 0
+        self.calls: dict[int, int] = {}  # in flight: the partition's token of a call -> the activation's
 
     def merge(self, turn: Turn) -> None:
         """Add what another stretch of the activation asked for."""
@@ -247,8 +249,8 @@ class OpenTurn:
         self.turn.withdrawn += turn.withdrawn
         self.turn.reads += turn.reads
         self.turn.marks += turn.marks
-        self.turn.outcome = turn.outcome or self.turn.outcome
-        self.calls += len(turn.calls)
+        if turn.outcome is not None:  # Stopped() has no fields, and is false
+            self.turn.outcome = turn.outcome
 
 
 class User:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agnt5.replay.protocol import Listener
+from agnt5.replay.protocol import Listener, TellChildAsk
 from agnt5.workflow import Workflow
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import JournalRecord
@@ -59,8 +59,9 @@ class PartitionState:
         self.schedules: dict[str, ScheduleRow] = {}
         self.paused: set[str] = set()
         self.poison_offset = -1  # the record there keeps killing owners: its run is parked instead
-        self.interrupting = False  # that record interrupts in-place calls
+        self.interrupting = 0  # 1 + in-place calls that have returned, while a record interrupts others
         self.current: JournalRecord | None = None  # the record being applied
+        self.calls = 0  # in-place calls ever begun in this memory
         # What the next checkpoint writes.
         self.dirty_runs: dict[str, Run] = {}
         self.dirty_sessions: dict[str, Session] = {}
@@ -160,8 +161,12 @@ class PartitionState:
 
     def drop_pending(self, run: Run, path: str) -> Pending | None:
         p = run.pending.pop(path, None)
-        if p is not None and p.stored:
+        if p is None:
+            return None
+        if p.stored:
             run.gone[path] = p
+        if isinstance(p.ask, TellChildAsk):
+            run.tells -= 1
         return p
 
     def post(self, row: OutboxRow) -> None:
