@@ -32,6 +32,7 @@ _SAY_EVERY = 10.0  # seconds between log lines while a broker is away
 _REFUSED = (
     errors.AuthenticationFailedError,
     errors.AuthenticationMethodNotSupported,
+    errors.SaslAuthenticationFailed,
     errors.UnsupportedSaslMechanismError,
     errors.IllegalSaslStateError,
 )
