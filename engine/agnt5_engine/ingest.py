@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
-#: Trigger topics wait while more steps than this wait for a slot.
-_BACKLOG = 200
-_POLL = 0.02
+#: Seconds between looks at whether there is room for more.
+_POLL = 0.005
 #: Events that are taken in before their requests are made durable.
-_CHUNK = 500
+_CHUNK = 100
 
 
 class Ingest:
@@ -73,7 +72,7 @@ class Ingest:
         """Take a batch in; returns when all that came of it is durable."""
         await self._triggers.prepare(batch.records)
         for i in range(0, len(batch.records), _CHUNK):
-            while self._processor.backlog() > _BACKLOG:  # noqa: ASYNC110
+            while self._processor.busy():  # noqa: ASYNC110
                 await asyncio.sleep(_POLL)
             await self._take(source, batch.records[i : i + _CHUNK])
         self._processor.membership.acked(source, batch.next_offset)

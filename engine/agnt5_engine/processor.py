@@ -299,9 +299,13 @@ class Processor:
         assert self._membership is not None
         return self._membership
 
-    def backlog(self) -> int:
-        """Steps that wait for a free slot: what back-pressure on triggers looks at."""
-        return len(self._slots.waiting)
+    def busy(self) -> bool:
+        """Whether there is so much in hand (steps running and waiting, records on their way) that more events should
+        wait.
+
+        Runs that are let in only to stand in line hold memory, and every checkpoint in between writes their rows."""
+        in_hand = self._slots.running + len(self._slots.waiting)
+        return in_hand + sum(owner.unacked for owner in self._owners.values()) > self.settings.step_concurrency
 
     # ------------------------------------------------------------------ Engine
 

@@ -100,6 +100,10 @@ class Appender:
                 log.warning("journal.append.retry", partition=self._target.partition, error=str(e))
                 await asyncio.sleep(0.2)
 
+    @property
+    def unacked(self) -> int:
+        return self._given - self._durable
+
     async def flushed(self) -> None:
         """Until everything given so far is durable and applied. Raises AppenderClosed when that will not
         be known here."""

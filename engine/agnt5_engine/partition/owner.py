@@ -249,6 +249,11 @@ class Owner:
         """Write a record to this partition's journal."""
         self._appender.append(routing_key(run_id), record)
 
+    @property
+    def unacked(self) -> int:
+        """Records that were given to the journal and are not acked yet."""
+        return self._appender.unacked
+
     async def flushed(self) -> None:
         """Until all that was appended here so far is durable. Raises AppenderClosed."""
         await self._appender.flushed()

@@ -15,6 +15,9 @@ from typing import Any
 def _varint(n: int) -> bytes:
     """A long: zig-zag, then 7 bits at a time, lowest first (Avro specification, "Binary encoding")."""
     n = (n << 1) ^ (n >> 63)
+    if n >> 42 == 0 and n >> 28:  # 32-bit digests and times in milliseconds, written out
+        low = (n & 0x7F | 0x80, n >> 7 & 0x7F | 0x80, n >> 14 & 0x7F | 0x80, n >> 21 & 0x7F | 0x80)
+        return bytes((*low, n >> 28)) if n >> 35 == 0 else bytes((*low, n >> 28 & 0x7F | 0x80, n >> 35))
     out = bytearray()
     while n > 0x7F:
         out.append(n & 0x7F | 0x80)

@@ -145,8 +145,9 @@ class StepDispatched(NamedTuple):
 
 
 class StepBeat(NamedTuple):
-    """A pool worker has the step in hand. `state`: working; again (another worker had it and died); alone (it begins
-    with nothing beside it in that worker); left (the worker lets go of it); unknown (it has no such function)."""
+    """A pool worker speaks of a step. `state`: working; alone (it begins with nothing beside it in that worker); again
+    (another worker may have died with it: if it is still wanted, send it anew); left (the worker lets go of it: the
+    same); unknown (the worker has no such function)."""
 
     run_id: str
     path: str
