@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -194,3 +195,12 @@ def test_the_document_describes_every_route(served: Served) -> None:
             for status, answer in operation["responses"].items():
                 if int(status) >= 400 and path != "/readyz":
                     assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
+
+
+@pytest.mark.parametrize("path", ["/", "/ui.css", "/ui.js", "/docs", "/docs.js"])
+def test_the_pages_load_nothing_from_elsewhere(served: Served, path: str) -> None:
+    answer = httpx.get(served.url + path, trust_env=False)
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "//" not in answer.text.replace("// ", "").replace('"//', "")
+    assert "innerHTML" not in answer.text
