@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from agnt5 import registry
+from tests.replay.model import LIVE
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +15,5 @@ def own_registry() -> Iterator[None]:
     before = registry.snapshot()
     yield
     registry.restore(before)
+    while LIVE:
+        LIVE.pop().evict()

@@ -35,6 +35,8 @@ from agnt5.replay.protocol import (
 from agnt5.state import apply_changes
 
 START = 1_700_000_000_000
+LIVE: list[Activation] = []
+"""Evicted after each test: one that the garbage collector finds would run its `finally:` blocks then."""
 
 
 @function(name="model_work")
@@ -189,7 +191,9 @@ class Model:
         return self.session
 
     def fresh(self) -> Activation:
-        return Activation(planned, self.info, self.input, self, None)
+        made = Activation(planned, self.info, self.input, self, None)
+        LIVE.append(made)
+        return made
 
     def run(self, most: int = 400) -> Model:
         for _ in range(most):
@@ -204,8 +208,8 @@ class Model:
             self.activation.evict()
             self.activation = self.fresh()
             turn = self.activation.rebuild(self.history, {path: ask_key(ask) for path, ask in self.open.items()})
-            while turn.calls or self.activation.calls:
-                turn = self.finish_one(turn)
+            while self.activation.calls:
+                turn = self.finish_calls()
             assert not turn.asks
             assert turn.outcome is None
         event = self.choose()
@@ -226,7 +230,7 @@ class Model:
             whole.outcome = turn.outcome
             if not self.activation.calls:
                 break
-            turn = self.finish_one(turn)
+            turn = self.finish_calls()
         past = past or PastEvent(self.now, None, "", "", 0, (), ())
         self.history.append(past._replace(reads=tuple(whole.reads), marks=tuple(whole.marks)))
         gone = set(whole.withdrawn)
@@ -237,9 +241,19 @@ class Model:
         self.turns.append((self.now, past.event, whole.asks, sorted(gone), whole.reads, whole.marks, whole.outcome))
         self.outcome = whole.outcome
 
-    def finish_one(self, turn: Turn) -> Turn:
-        token = random.choice(list(self.activation.calls))  # not of the seed: any order must do
-        return self.activation.finish_call(token, self.activation.calls[token].args[0])
+    def finish_calls(self) -> Turn:
+        """All that run now, in an order that is not of the seed: any must do."""
+        calls = list(self.activation.calls.items())
+        random.shuffle(calls)
+        whole = Turn()
+        for token, call in calls:
+            turn = self.activation.finish_call(token, call.args[0])
+            whole.asks += turn.asks
+            whole.withdrawn += turn.withdrawn
+            whole.reads += turn.reads
+            whole.marks += turn.marks
+            whole.outcome = whole.outcome or turn.outcome
+        return whole
 
     def past(self, event: Event) -> PastEvent:
         if isinstance(event, Cancelled):
