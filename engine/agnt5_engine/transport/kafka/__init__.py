@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["KafkaLog", "make_membership", "open_log"]
 
 
-def open_log(settings: Settings, *, patience: float = float("inf")) -> KafkaLog:
+def open_log(settings: Settings, *, patience: float = 10.0) -> KafkaLog:
     """The log of `AGNT5_BROKER=kafka://...`. It connects with the first call; `patience` (s): see `KafkaLog`."""
     return KafkaLog(settings.kafka_options(), client_id=settings.instance_id or "agnt5", patience=patience)
 

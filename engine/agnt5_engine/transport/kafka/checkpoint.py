@@ -25,12 +25,20 @@ from aiokafka.protocol.transaction import (
     TxnOffsetCommitRequest,
 )
 
-from agnt5_engine.transport.base import FencedError, Message, TooLargeError, TopicPartition, TransportError
+from agnt5_engine.transport.base import (
+    FencedError,
+    Message,
+    RetriableError,
+    TooLargeError,
+    TopicPartition,
+    TransportError,
+)
 from agnt5_engine.transport.kafka.batch import NOBODY, BatchWriter, Producing, next_sequence
 from agnt5_engine.transport.kafka.wire import REQUEST_TIMEOUT_MS, RETRIABLE, Attempt, Channel, Wire
 
 # How long Kafka lets a transaction stay open. One that was left open by a dead owner ends when the next one opens.
 TRANSACTION_TIMEOUT_MS = 60_000
+_PATIENCE = 30.0
 _SHOWN_TIMEOUT = 1.0
 _CONCURRENT = 51  # the last transaction's markers are still being written
 _NOT_ENOUGH_REPLICAS = 19  # also said while the broker checks the transaction
@@ -122,7 +130,7 @@ class KafkaCheckpointer:
         request = OffsetRequest(-1, 1, [(topic, [(partition, -1)])])
         deadline = time.monotonic() + _SHOWN_TIMEOUT
         while time.monotonic() < deadline:
-            with suppress(errors.KafkaError):
+            with suppress(errors.KafkaError, RetriableError):
                 response = await self._wire.send(await self._wire.find_leader(self._changelog), request, Channel.ASK)
                 ((_, ((_, code, _, offset, *_),)),) = response.topics
                 if code == 0 and offset > end:
@@ -183,11 +191,13 @@ class KafkaCheckpointer:
         return offset
 
     async def _until_agreed(self, once: Callable[[], Awaitable[int]], moved: Callable[[], None]) -> None:
-        attempt = Attempt(self._wire)
+        attempt = Attempt(self._wire, _PATIENCE)
         while True:
             problem: Exception
             try:
                 code = await once()
+            except RetriableError as error:
+                problem = error
             except errors.KafkaError as error:
                 if not error.retriable:
                     raise TransportError(f"checkpoint {self._id}: {error}") from error
@@ -212,7 +222,8 @@ class KafkaCheckpointer:
                 problem = errors.for_code(code)()
                 moved()
             await attempt.failed(problem)
-            await self._wire.refresh()
+            with suppress(RetriableError):
+                await self._wire.refresh()
 
 
 _A = TypeVar("_A")

@@ -27,9 +27,9 @@ _COMMITTED = 1
 class KafkaLog:
     """A Kafka cluster as the engine's log.
 
-    `options` are aiokafka's client options (`Settings.kafka_options`). It connects with the first call, and every call
-    waits for a broker that is away, up to `patience` seconds (then RetriableError; by default it waits for ever, except
-    that an append is given up after `delivery_timeout`). All calls raise TransportError when the cluster refuses us.
+    `options` are aiokafka's client options (`Settings.kafka_options`). It connects with the first call. While brokers
+    are away, an append waits for `delivery_timeout` seconds, a checkpoint for half a minute, any other call for
+    `patience` seconds; then they raise RetriableError. All raise TransportError when the cluster refuses us.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class KafkaLog:
         delivery_timeout: float = 120.0,
     ) -> None:
         self.wire = Wire(options, client_id, patience)
-        self._producer = Producer(self.wire, min(delivery_timeout, patience))
+        self._producer = Producer(self.wire, delivery_timeout)
 
     async def append(self, target: TopicPartition, messages: Sequence[Message]) -> Ack:
         return await self._producer.append(target, messages)

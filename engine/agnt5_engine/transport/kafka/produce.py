@@ -364,7 +364,7 @@ class Producer:
                 try:
                     async with asyncio.timeout(_REFRESH_TIMEOUT):
                         answered = await self._wire.refresh(*{lane.target.topic for lane in lanes})
-                except TimeoutError:
+                except (TimeoutError, RetriableError):
                     answered = False
                 except TransportError as error:
                     for lane in lanes:

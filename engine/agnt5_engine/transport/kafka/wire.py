@@ -87,6 +87,8 @@ class Wire:
         quiet = logging.getLogger("aiokafka")
         if quiet.level == logging.NOTSET:  # it repeats itself ten times a second; `away` says it once
             quiet.setLevel(logging.CRITICAL)
+        # A trigger whose topic does not exist yet is no error; what is asked for and missing is told by `check_exists`.
+        logging.getLogger("aiokafka.cluster").setLevel(logging.CRITICAL)
 
     @property
     def servers(self) -> str:
@@ -269,9 +271,9 @@ class Attempt:
 
     __slots__ = ("_deadline", "_wire", "tries")
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, patience: float | None = None) -> None:
         self._wire = wire
-        self._deadline = time.monotonic() + wire.patience
+        self._deadline = time.monotonic() + (wire.patience if patience is None else patience)
         self.tries = 0
 
     async def failed(self, problem: Exception) -> None:
