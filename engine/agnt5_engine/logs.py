@@ -154,7 +154,7 @@ class _Scrubber:
 
 
 def _secret_values(settings: Settings) -> list[str]:
-    found = [settings.kafka_sasl_password, settings.kafka_ssl_key_password, settings.api_key]
+    found = [settings.kafka_sasl_password, settings.kafka_ssl_key_password, settings.api_key, settings.payload_keys]
     for secrets in settings.webhook_secrets.values():
         found += secrets
     # Shorter ones would blacken ordinary words.

@@ -31,6 +31,7 @@ from agnt5_engine.partition.recovery import PartitionStopped, Place
 from agnt5_engine.partition.steps import Slots
 from agnt5_engine.ports import NotHere, Page, Started, StartRequest
 from agnt5_engine.publisher import Publisher
+from agnt5_engine.records.avro import seal_with
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.runs.schedules import schedules_of
 from agnt5_engine.serving.local import LocalRuns, request_run_id
@@ -402,6 +403,7 @@ async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bo
     # A loaded processor holds many thousand small objects that live as long as their runs: with the default
     # thresholds the collector goes through all of them many times a second (a third of the CPU of a step).
     gc.set_threshold(50_000, 20, 100)
+    seal_with(settings.payload_keys)
     for module in modules:
         registry.load(module)
     slot = Slot(settings.data_dir)

@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from agnt5_engine.api_keys import ApiKey, Scope, granted, parse_api_key
 from agnt5_engine.limits import Limit, limit_name, parse_limit
+from agnt5_engine.records.sealing import AesGcm, parse_keys
 from agnt5_engine.units import Bytes, Seconds
 
 PREFIX = "AGNT5_"
@@ -115,6 +116,8 @@ class Settings(BaseSettings):
     advertised_url: str | None = None
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = ()
     """`KEY`, `sha256:HEX`, or with scopes `read:KEY`, `start+answer:sha256:HEX`; several by comma."""
+    payload_keys: SecretStr | None = None
+    """`ID:BASE64[,ID:BASE64...]`: AES keys that seal what the engine keeps; the first seals, all of them open."""
     webhook_secrets: Annotated[dict[str, list[SecretStr]], NoDecode] = Field(default_factory=dict)
     """Source -> secrets, collected from AGNT5_WEBHOOK_<SOURCE>_SECRET (several by comma, for rotation)."""
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -222,6 +225,13 @@ class Settings(BaseSettings):
         if not isinstance(value, (list, tuple)):
             raise ValueError("must be keys separated by commas")
         return tuple(key if isinstance(key, ApiKey) else parse_api_key(str(key)) for key in value)
+
+    @field_validator("payload_keys")
+    @classmethod
+    def _check_payload_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            AesGcm(parse_keys(value.get_secret_value()))
+        return value
 
     @field_validator("webhook_secrets", mode="before")
     @classmethod

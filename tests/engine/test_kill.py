@@ -88,7 +88,7 @@ def test_every_order_completes_and_no_completed_step_runs_again_over_twenty_kill
     finally:
         processor.stop()
     assert kills == 20
-    # A step that was in flight at a kill may run twice. One whose successor has begun is completed, and never runs again.
+    # A step in flight at a kill may run twice. One whose successor has begun is completed, and never runs again.
     reached: dict[str, int] = {}
     for line in log.read_text().splitlines():
         name, _, key = line.partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -91,10 +92,8 @@ def test_an_endless_loop_in_workflow_code_is_named_and_ends_the_process(tmp_path
     module = tmp_path / "spin_app.py"
     module.write_text(LOOPS)
     processor = ProcessorProcess(module, tmp_path / "data", partitions=1).start()
-    try:
+    with contextlib.suppress(httpx.TimeoutException):
         httpx.post(f"{processor.url}/v1/workflows/spins/submit", json={}, timeout=1)
-    except httpx.TimeoutException:
-        pass
     assert processor.process is not None
     assert processor.process.wait(watchdog.END_SECONDS + 20) == watchdog.EXIT_CODE
     log = processor.log.read_text()

@@ -30,6 +30,7 @@ from agnt5_engine.partition.timers import Timers
 from agnt5_engine.records.avro import RecordError, decode
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
+from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.apply import apply, finish_call, resume_queue
 from agnt5_engine.runs.ask import ask_everything
 from agnt5_engine.runs.effects import (
@@ -200,10 +201,14 @@ class Owner:
         """The log brought records. Most of them are our own and were applied on their acks."""
         if batch.next_offset <= self.state.applied + 1 or self.closed:
             return
-        for r in batch.records:
-            if r.offset > self.state.applied:
-                await self._apply_logged(r.offset, r.time, r)
-                self._apply_early()
+        try:
+            for r in batch.records:
+                if r.offset > self.state.applied:
+                    await self._apply_logged(r.offset, r.time, r)
+                    self._apply_early()
+        except PartitionStopped as e:
+            self.fail(e)
+            return
         self._act()
 
     async def _apply_logged(self, offset: int, time: int, logged: Any) -> None:
@@ -211,6 +216,9 @@ class Owner:
             return
         try:
             record = decode(logged.value or b"")
+        except SealError as e:
+            # It is not damaged: with the key it can be read. Passing it over would lose it.
+            raise PartitionStopped(f"partition {self.partition}, journal offset {offset}: {e}") from e
         except RecordError as e:
             await self._around.dead_letter(self.place, logged, str(e))
             self.state.applied = max(self.state.applied, offset)

@@ -20,6 +20,7 @@ from agnt5_engine.partition.table import LocalMarker, Table, marker_now
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import OwnerClaimed
 from agnt5_engine.records.rows import MarkerRow
+from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.table import MARKER
 from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableError, TopicPartition
@@ -82,7 +83,12 @@ async def restore(place: Place, checkpointer: Checkpointer) -> Restored:
         seconds = round(time.perf_counter() - began, 3)
         log.info("table.restored", partition=place.journal.partition, rows=count, seconds=seconds)
     data = table.get(MARKER)
-    return Restored(table, decode(data) if data is not None else None, max(position, end))
+    try:
+        marker = decode(data) if data is not None else None
+    except SealError as e:
+        table.close()
+        raise PartitionStopped(f"partition {place.journal.partition}: its state cannot be read: {e}") from e
+    return Restored(table, marker, max(position, end))
 
 
 def _usable(local: LocalMarker, cluster_id: str, start: int, end: int) -> bool:

@@ -27,7 +27,7 @@ from agnt5_engine.queues.pool import Pool
 from agnt5_engine.queues.positions import Positions
 from agnt5_engine.queues.results import Results
 from agnt5_engine.queues.topics import ensure_queue
-from agnt5_engine.records.avro import MAGIC, RecordError, decode
+from agnt5_engine.records.avro import MAGIC, RecordError, decode, seal_with
 from agnt5_engine.records.journal import StepCommand, StepWithdrawn
 from agnt5_engine.settings import Settings, SettingsError
 from agnt5_engine.transport import open_log
@@ -43,8 +43,9 @@ _POLL_MS = 200
 #: Seconds that what runs may take to end when the worker is asked to stop.
 _GRACE = 20.0
 _REBALANCE_MS = 30_000
-#: Commands of a partition taken over from a dead worker that are counted as having been in its hands.
-_SUSPECTS = 2000
+_POLL = 500
+#: A partition is read at most so far beyond its committed offset: what another worker that dies may have begun.
+_WINDOW = 2000
 
 
 async def run_worker(settings: Settings, modules: Sequence[str], queue: str) -> None:
@@ -60,6 +61,7 @@ async def run_worker(settings: Settings, modules: Sequence[str], queue: str) -> 
             "Set AGNT5_BROKER=kafka://HOST:9092, or start only the processor"
         )
     configure_logs(settings)
+    seal_with(settings.payload_keys)
     for module in modules:
         registry.load(module)
     stop = asyncio.Event()
@@ -150,7 +152,7 @@ class Worker:
                 heartbeat_interval_ms=max(100, session_ms // 3),
                 rebalance_timeout_ms=_REBALANCE_MS,
                 request_timeout_ms=_REBALANCE_MS + 10_000,
-                max_poll_records=500,
+                max_poll_records=_POLL,
                 metadata_max_age_ms=5000,
                 **settings.kafka_options(),
             )
@@ -194,7 +196,8 @@ class Worker:
             else:
                 start, clean = max(before.offset, starts[partition]), before.metadata == _CLEAN
             self._consumer.seek(partition, start)
-            self._sources[partition] = _Source(self.pool, start, start if clean else ends[partition])
+            suspects_until = start if clean else min(ends[partition], start + _WINDOW)
+            self._sources[partition] = _Source(self.pool, start, suspects_until)
         # From here on what is begun here is not begun in order to be forgotten.
         await self._commit("")
         log.info("worker.assigned", queue=self._queue, partitions=sorted(p.partition for p in partitions))
@@ -211,10 +214,7 @@ class Worker:
     async def _consume(self) -> None:
         consumer = self._consumer
         while True:
-            if self.pool.full:
-                consumer.pause(*consumer.assignment())
-            elif paused := consumer.paused():
-                consumer.resume(*paused)
+            await self._hold_back()
             try:
                 fetched = await consumer.getmany(timeout_ms=_POLL_MS)
             except errors.OffsetOutOfRangeError as e:
@@ -225,12 +225,21 @@ class Worker:
                 if source is not None:
                     for record in records:
                         source.take(record.offset, self._decoded(record))
-                    source.passed(records[-1].offset + 1)
-            for partition, source in list(self._sources.items()):
-                if source.suspects_until is not None:
-                    with contextlib.suppress(errors.IllegalStateError):  # lost meanwhile
-                        source.passed(await consumer.position(partition))
-                await source.settle_suspects()
+                    source.positions.passed(records[-1].offset + 1)
+
+    async def _hold_back(self) -> None:
+        """Read no more where enough waits, or where too much has been read since the last commit."""
+        consumer, sources = self._consumer, self._sources
+        ahead = {p for p, source in sources.items() if source.read - self._committed.get(p, 0) >= _WINDOW - _POLL}
+        if ahead:
+            self.pool.unblock([sources[p].positions for p in ahead])
+            await self._commit("")
+        held = set(sources) if self.pool.full else ahead
+        assigned, paused = consumer.assignment(), consumer.paused()
+        if more := (held - paused) & assigned:
+            consumer.pause(*more)
+        if less := (paused - held) & assigned:
+            consumer.resume(*less)
 
     def _decoded(self, record: Any) -> StepCommand | StepWithdrawn | None:
         """None: no command of ours. Raises RecordError for one of a newer release, which must not be passed over."""
@@ -271,56 +280,22 @@ async def _set(stop: asyncio.Event) -> None:
 
 
 class _Source:
-    """One assigned partition. Until `suspects_until`, its commands may have been in the hands of a worker that died."""
+    """One assigned partition. Commands before `suspects_until` may have been in the hands of a worker that died."""
 
     def __init__(self, pool: Pool, start: int, suspects_until: int) -> None:
         self._pool = pool
         self.positions = Positions(start)
-        self.suspects_until: int | None = suspects_until if suspects_until > start else None
-        self._suspects: list[tuple[int, StepCommand | StepWithdrawn]] = []
-        self._read = start
+        self.read = start
+        self._suspects_until = suspects_until
 
     def take(self, offset: int, command: StepCommand | StepWithdrawn | None) -> None:
+        self.read = offset + 1
         if command is None:
             return
-        if self.suspects_until is None:
-            self._pool.take(self.positions, offset, command)
+        if offset < self._suspects_until and isinstance(command, StepCommand):
+            self._pool.ask(self.positions, offset, command)
         else:
-            self._suspects.append((offset, command))
-
-    def passed(self, next_offset: int) -> None:
-        self._read = next_offset
-        if self.suspects_until is None:
-            self.positions.passed(next_offset)
-
-    async def settle_suspects(self) -> None:
-        """Once they are all here: those not withdrawn meanwhile are counted in the journal, and then begun."""
-        until = self.suspects_until
-        if until is None or (self._read < until and len(self._suspects) < _SUSPECTS):
-            return
-        withdrawn: dict[tuple[str, str], int] = {}
-        for offset, command in self._suspects:
-            if isinstance(command, StepWithdrawn):
-                withdrawn[command.run_id, command.path] = offset
-        wanted = [
-            command
-            for offset, command in self._suspects
-            if isinstance(command, StepCommand)
-            and not command.alone
-            and offset < until
-            and withdrawn.get((command.run_id, command.path), -1) < offset
-        ]
-        self._pool.again(wanted)
-        await self._pool.results.flushed()
-        suspects, self._suspects, self.suspects_until = self._suspects, [], None
-        for offset, command in suspects:
-            gone = withdrawn.get((command.run_id, command.path), -1) > offset
-            if gone and isinstance(command, StepCommand):
-                self.positions.add(offset)
-                self.positions.finish(offset)
-            else:
-                self._pool.take(self.positions, offset, command)
-        self.positions.passed(self._read)
+            self._pool.take(self.positions, offset, command)
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -17,9 +17,12 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
+from pydantic import SecretStr
 
 from agnt5_engine.records import journal, rows
 from agnt5_engine.records.encoding import compiled
+from agnt5_engine.records.sealing import MAGIC as SEALED
+from agnt5_engine.records.sealing import AesGcm, PayloadCodec, SealError, parse_keys
 
 MAGIC = b"\xc3\x01"
 HEADER = 10
@@ -104,16 +107,45 @@ def _load() -> tuple[dict[type[Any], Callable[[Any], bytes]], dict[bytes, _Versi
 _ENCODERS, _VERSIONS = _load()
 
 
+_codec: PayloadCodec | None = None
+
+
+def use_codec(codec: PayloadCodec | None) -> None:
+    """Seal what is written from now on, and open what is read. For the whole process; None: plain."""
+    global _codec
+    _codec = codec
+
+
+def seal_with(keys: SecretStr | None) -> None:
+    """Seal with the keys of AGNT5_PAYLOAD_KEYS, where they are set."""
+    if keys is not None:
+        use_codec(AesGcm(parse_keys(keys.get_secret_value())))
+
+
+def _opened(data: bytes) -> bytes:
+    """The Avro bytes of a value that may be sealed. Raises SealError."""
+    if data[:2] != SEALED:
+        return data
+    if _codec is None:
+        raise SealError("it is sealed, and AGNT5_PAYLOAD_KEYS is not set")
+    return _codec.open(data)
+
+
 def encode(record: Any) -> bytes:
     """Any record or row as Avro single-object bytes."""
-    return _ENCODERS[record.__class__](record)
+    data = _ENCODERS[record.__class__](record)
+    return data if _codec is None else _codec.seal(data)
 
 
 def decode(data: bytes) -> Any:
-    """The record or row that `data` holds. Raises RecordError, saying what is wrong with the bytes."""
+    """The record or row that `data` holds. Raises RecordError, saying what is wrong with the bytes, and SealError where
+    the key is not here."""
     version = _VERSIONS.get(data[:HEADER])
     if version is None:
-        raise RecordError(_what_is_wrong(data))
+        data = _opened(data)
+        version = _VERSIONS.get(data[:HEADER])
+        if version is None:
+            raise RecordError(_what_is_wrong(data))
     try:
         body = BytesIO(data)
         body.seek(HEADER)
@@ -130,6 +162,7 @@ def is_a(data: bytes, cls: type[Any]) -> bool:
 
 def head(data: bytes, fields: int) -> dict[str, Any]:
     """The first `fields` fields of a row, without reading the rest: an Avro body is its fields one after the other."""
+    data = _opened(data)
     reader = _heads.get((data[:HEADER], fields))
     if reader is None:
         version = _VERSIONS.get(data[:HEADER])
