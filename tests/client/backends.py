@@ -25,8 +25,8 @@ from agnt5_engine.records.routing import murmur2
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import open_log
 from agnt5_engine.transport.base import TopicSpec
-from gateway.fake_engine import Cluster, FakeEngine
-from gateway.flows import workflows
+from tests.gateway.fake_engine import Cluster, FakeEngine
+from tests.gateway.flows import workflows
 
 Result = TypeVar("Result")
 

@@ -11,7 +11,7 @@ import pytest
 
 from agnt5 import AsyncClient, Client
 from agnt5.client.models import Event
-from client.backends import Backend, EmbeddedBackend, FakeBackend, KafkaBackend
+from tests.client.backends import Backend, EmbeddedBackend, FakeBackend, KafkaBackend
 
 
 class Caller:

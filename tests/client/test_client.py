@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from agnt5 import AsyncClient, Client
 from agnt5.client import ConflictError, InvalidError, NotFoundError, RunError, UnavailableError, WaitTimeoutError
 from agnt5.client.models import Event, Run
-from client.backends import Backend
-from client.conftest import Caller
+from tests.client.backends import Backend
+from tests.client.conftest import Caller
 
 
 async def until(condition: Callable[[], bool]) -> None:

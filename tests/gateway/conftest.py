@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from agnt5_engine.gateway.app import create_app
 from agnt5_engine.settings import Settings
-from gateway.fake_engine import Cluster, FakeEngine
-from gateway.flows import workflows
+from tests.gateway.fake_engine import Cluster, FakeEngine
+from tests.gateway.flows import workflows
 
 
 class Network(httpx.AsyncBaseTransport):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gateway.fake_engine import FakeRun, FakeWorkflow
+from tests.gateway.fake_engine import FakeRun, FakeWorkflow
 
 
 async def _value(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.conftest import Processor
+from tests.gateway.conftest import Processor
 
 
 async def submit(one: Processor, workflow: str, **inputs: object) -> str:

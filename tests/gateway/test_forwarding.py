@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.conftest import Group, MakeGroup, Processor
+from tests.gateway.conftest import Group, MakeGroup, Processor
 
 
 @pytest.fixture

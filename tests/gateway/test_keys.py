@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from gateway.conftest import MakeGroup, Processor
+from tests.gateway.conftest import MakeGroup, Processor
 
 KEYS = f"all-of-it,sha256:{hashlib.sha256(b'hashed').hexdigest()},read:reader,start:starter,answer:answerer"
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from agnt5.client.models import DeadLetter, at
-from gateway.conftest import Group, MakeGroup, Processor
+from tests.gateway.conftest import Group, MakeGroup, Processor
 
 
 @pytest.fixture

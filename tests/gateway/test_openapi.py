@@ -21,8 +21,8 @@ from agnt5_engine.gateway.app import create_app
 from agnt5_engine.gateway.serve import HttpServer
 from agnt5_engine.ports import StartRequest
 from agnt5_engine.settings import Settings
-from gateway.fake_engine import Cluster
-from gateway.flows import workflows
+from tests.gateway.fake_engine import Cluster
+from tests.gateway.flows import workflows
 
 EXAMPLES = 15
 _WAITING = frozenset({"approval_workflow", "two_questions", "signalled"})

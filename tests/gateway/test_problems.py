@@ -8,7 +8,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.conftest import MakeGroup, Processor
+from tests.gateway.conftest import MakeGroup, Processor
 
 JSON = {"content-type": "application/json"}
 RUN = "/v1/workflows/double/run"

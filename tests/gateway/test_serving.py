@@ -17,8 +17,8 @@ from agnt5_engine.gateway import addresses, connection
 from agnt5_engine.gateway.app import create_app
 from agnt5_engine.gateway.serve import AddressError, HttpServer
 from agnt5_engine.settings import Settings
-from gateway.fake_engine import Cluster, FakeEngine
-from gateway.flows import workflows
+from tests.gateway.fake_engine import Cluster, FakeEngine
+from tests.gateway.flows import workflows
 
 
 class Live:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.conftest import Processor
+from tests.gateway.conftest import Processor
 
 
 async def test_run_answers_with_the_finished_run(one: Processor) -> None:

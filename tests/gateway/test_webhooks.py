@@ -18,7 +18,7 @@ import time_machine
 from standardwebhooks import Webhook
 
 from agnt5_engine.gateway.signatures import ForgedError, github, slack, stripe
-from gateway.conftest import MakeGroup, Processor
+from tests.gateway.conftest import MakeGroup, Processor
 
 SHOP = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 STRIPE = {
