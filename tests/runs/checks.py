@@ -275,8 +275,11 @@ def _counts(world: World, runs: dict[str, Run]) -> list[str]:
         for run in runs.values():
             owner = run.key if scope == "session" else run.user
             found = values.setdefault(owner, [])
-            complete = run.status == "completed" and _harvest(
-                from_json(run.input)["ops"], from_json(run.output or b"null"), kinds, found
+            # An attempt that failed has counted too.
+            complete = (
+                run.status == "completed"
+                and not run.attempt
+                and _harvest(from_json(run.input)["ops"], from_json(run.output or b"null"), kinds, found)
             )
             if not complete and any(op[0] in kinds for op in programs.flat(from_json(run.input)["ops"])):
                 unknown.add(owner)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from pydantic_core import from_json
 
 from agnt5 import WorkflowContext, workflow
+from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import (
     CancelRequested,
+    Delivered,
     OwnerClaimed,
     Replied,
+    RunRequested,
     SignalSent,
     StateWritten,
     StepFailed,
     StepSucceeded,
     TimerFired,
+    UserResponded,
+    UserStateAsked,
 )
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
@@ -259,3 +265,87 @@ def test_a_reply_resolves_nothing_but_what_asks_for_replies() -> None:
     assert not p.run().ending
     p.apply(StepSucceeded("run", "0", 0, b'["worked", 1]', p.state.claim))
     assert p.run().ending
+
+
+# ------------------------------------------------------------------ what a failed run keeps
+
+
+@workflow(name="apply.resilient", retries=1)
+async def resilient(ctx: WorkflowContext) -> list[Any]:
+    with contextlib.suppress(ValueError):
+        await ctx.step(work, 1, 9)
+    charged = await ctx.step(work, 2, 0)
+    count = await ctx.user.state.update("n", lambda n: n + 1, 0)
+    answer = await ctx.wait_for_user("well?")
+    if ctx.attempt == 0:
+        raise RuntimeError("once more")
+    return [charged, count, answer]
+
+
+def fail_for_good(p: Partition) -> None:
+    attempt = p.run().pending["0"].attempt
+    p.apply(StepFailed("run", "0", attempt, "ValueError", "no", "", None, p.state.claim))
+
+
+def test_what_was_done_is_kept_by_the_next_attempt_though_it_comes_after_what_failed() -> None:
+    p = Partition(resilient)
+    p.request(resilient)
+    fail_for_good(p)
+    p.succeed("1", ["worked", 2])
+    p.apply(Replied("run", "2/0", b'{"version":0,"state":{}}'))
+    p.apply(Replied("run", "2/1", b'{"applied":true,"version":1,"state":{"n":1}}'))
+    p.apply(UserResponded("run", "answer", None, b'"fine"', "me"))
+    p.apply(Delivered([e.id for e in p.asked(Send)], p.state.claim))
+    p.end()
+    assert [*p.run().pending] == ["0"]
+    p.checkpoint()
+    p.crash()
+    fail_for_good(p)
+    assert not [e for e in p.asked(Execute) if e.path != "0"]
+    assert not p.asked(Send)
+    assert p.run().ending, "all else was kept"
+    p.end()
+    assert from_json(p.run().output or b"") == [["worked", 2], 1, "fine"]
+    seqs = [event.seq for row in p.run().history for event in h.public_events(row)]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+def last_sent(p: Partition, kind: type[Any]) -> Any:
+    sent = [decode(p.state.outbox[e.id].value) for e in p.asked(Send)]
+    return [record for record in sent if isinstance(record, kind)][-1]
+
+
+@workflow(name="apply.recounting", retries=1)
+async def recounting(ctx: WorkflowContext) -> Any:
+    if ctx.attempt:
+        return await ctx.user.state.update("n", lambda n: n + 10, 0)
+    await ctx.user.state.update("n", lambda n: n + 1, 0)
+    raise RuntimeError("once more")
+
+
+def test_another_write_of_the_next_attempt_is_not_answered_with_the_reply_to_the_first() -> None:
+    p = Partition(recounting)
+    p.request(recounting)
+    for _ in range(2):
+        while not p.run().ending:
+            p.apply(last_sent(p, UserStateAsked))
+            p.apply(last_sent(p, Replied))
+        p.end()
+    assert p.state.user("run").state == {"n": b"11"}
+    assert p.run().output == b"11"
+
+
+def test_a_child_that_is_asked_for_again_tells_its_parent_again_whatever_is_still_on_its_way() -> None:
+    """The first report of the child is delivered after the second is asked for: that must not take the second away."""
+    p = Partition(one)
+    p.request(one, "child")
+    p.succeed("0", 1, "child")
+    p.end("child")
+    for _ in range(2):
+        p.apply(
+            RunRequested("child", "again", "apply.one", b"{}", None, None, b"{}", "parent", "0", {}, None),
+        )
+    reports = [e.id for e in p.asked(Send) if e.id.startswith("done:")]
+    assert len({*reports}) == 2
+    p.apply(Delivered(reports[:1], p.state.claim))
+    assert reports[1] in p.state.outbox

@@ -33,6 +33,7 @@ from agnt5.replay.protocol import (
     UserAsk,
     UserStateAsk,
     WriteAsk,
+    ask_digest,
     ask_key,
 )
 from agnt5_engine.records.journal import RunFinished, RunRetried, StateWritten
@@ -238,9 +239,9 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
     error: ErrorInfo | None = None
     match event:
         case Resolved(path, value):
-            what = h.RESOLVED
+            what = h.KEPT if cause.kept else h.RESOLVED
             state.drop_pending(run, path)
-            if kind == SIGNAL:
+            if kind == SIGNAL and not cause.kept:
                 _take_signal(run, name)
         case Failed(path, error):
             what = h.FAILED
@@ -262,7 +263,9 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         _note_retry(state, run, time)
     notes: list[AskNote] = []
     for ask in turn.asks:
-        notes.append(_take(state, run, ask, time))
+        note = _take(state, run, ask, time)
+        if note is not None:
+            notes.append(note)
     for gone in turn.withdrawn:
         _withdraw(state, run, gone)
     row = HistoryRow(
@@ -284,7 +287,7 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         run.commands[cause.command_id] = None
         state.verdict(cause.command_id, run.run_id)
     for ask in turn.asks:
-        if isinstance(ask, WriteAsk) and ask.path in run.pending:
+        if isinstance(ask, WriteAsk) and (p := run.pending.get(ask.path)) is not None and not p.kept:
             _lock(state, run, ask)
     if turn.outcome is not None:
         _end(state, run, turn, time)
@@ -310,9 +313,15 @@ def _note_retry(state: PartitionState, run: Run, time: int) -> None:
         state.note(run, row, h.public_count(row))
 
 
-def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote:
+def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote | None:
+    """Have it done, unless an earlier attempt of the run has its result."""
     effects = state.effects
     data = None
+    if run.attempt and earlier_result(run, ask) is not None:
+        run.pending[ask.path] = p = Pending(ask, time)
+        p.kept = True
+        run.keeps += 1
+        return None
     match ask:
         case StepAsk():
             run.pending[ask.path] = Pending(ask, time)
@@ -343,13 +352,25 @@ def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote:
     return AskNote(path, kind, name, data)
 
 
+def earlier_result(run: Run, ask: Ask) -> HistoryRow | None:
+    """What an earlier attempt of the run has of this entry, if it asked for the same: that is not done again."""
+    if run.earlier is None:
+        run.earlier = h.earlier_results(run.history)
+    row = run.earlier.get(ask.path)
+    return (
+        row
+        if row is not None and (*ask_key(ask), ask_digest(ask)) == (row.path, row.kind, row.name, row.digest)
+        else None
+    )
+
+
 def question_json(ask: UserAsk) -> bytes:
     return to_json({"question": ask.question, "input_type": ask.input_type})
 
 
 def _withdraw(state: PartitionState, run: Run, path: str) -> None:
     p = state.drop_pending(run, path)
-    if p is None:
+    if p is None or p.kept:
         return
     match p.ask:
         case StepAsk():

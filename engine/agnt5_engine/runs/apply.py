@@ -55,7 +55,7 @@ from agnt5_engine.records.routing import routing_key
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import activate
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, is_locked, moved, park, state_written
+from agnt5_engine.runs.activate import advance, earlier_result, is_locked, moved, park, state_written
 from agnt5_engine.runs.ask import ask_pending
 from agnt5_engine.runs.commands import (
     begun_attempt,
@@ -70,7 +70,7 @@ from agnt5_engine.runs.commands import (
 )
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
-from agnt5_engine.runs.model import DEADLINE, SIGNAL, Cause, Run, Session
+from agnt5_engine.runs.model import DEADLINE, SIGNAL, Cause, DeadlineAsk, EndAsk, Run, Session
 from agnt5_engine.runs.pools import step_beat, step_dispatched
 from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.state import PartitionState
@@ -221,7 +221,7 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
             run = _open_run(state, held, record)
             if run is not None:
                 error = failure(record.error_type, record.message, record.traceback, record.step)
-                finish(state, run, held.time, record.status, record.output, error)
+                finish(state, run, held, record.status, record.output, error)
         case RunRequested():
             run_requested(state, held, record)
         case StepFailed():
@@ -298,8 +298,9 @@ def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
 
 
 def settle(state: PartitionState, run: Run, held: Held) -> None:
-    """Resolve what needs no record of its own: commands to children (the outbox has them), signals that came early."""
-    if not run.signals and not run.tells:
+    """Resolve what needs no record of its own: commands to children (the outbox has them), signals that came early,
+    results that an earlier attempt of the run has."""
+    if not run.signals and not run.tells and not run.keeps:
         return
     held = held._replace(value=_SETTLE + run.run_id.encode())
     while not run.ended and not run.ending and run.status != "paused":
@@ -317,17 +318,24 @@ def settle(state: PartitionState, run: Run, held: Held) -> None:
 def _nothing_to_settle(run: Run) -> bool:
     names = {s.name for s in run.signals}
     for p in run.pending.values():
-        if isinstance(p.ask, TellChildAsk) or (isinstance(p.ask, SignalAsk) and p.ask.name in names):
+        if p.kept or isinstance(p.ask, TellChildAsk) or (isinstance(p.ask, SignalAsk) and p.ask.name in names):
             return False
     return True
 
 
 def _settle_one(state: PartitionState, run: Run, held: Held) -> bool:
-    if not run.signals and not run.tells:
+    if not run.signals and not run.tells and not run.keeps:
         return False
     for path, p in run.pending.items():
+        if p.kept:
+            assert not isinstance(p.ask, EndAsk | DeadlineAsk)
+            row = earlier_result(run, p.ask)
+            assert row is not None
+            event = Resolved(path, row.value or b"null")
+            cause = Cause(held, event, row.kind, row.name, row.digest, row.attempt, row.by, kept=True)
+            return advance(state, run, cause)
         if isinstance(p.ask, TellChildAsk):
-            return advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command))
+            return advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command, p.digest))
         if isinstance(p.ask, SignalAsk):
             for signal in run.signals:
                 if signal.name == p.ask.name:

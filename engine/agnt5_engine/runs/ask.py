@@ -38,6 +38,8 @@ def ask_everything(state: PartitionState, *, unclean: bool) -> None:
 
 
 def _ask(state: PartitionState, run_id: str, path: str, p: Pending, unclean: bool) -> None:
+    if p.kept:
+        return
     match p.ask:
         case StepAsk() if unclean and not p.dispatched and (p.retry_at is None or p.retry_at <= state.now):
             state.effects.append(Append(run_id, StepRestarted(run_id, path, state.claim)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 from pydantic_core import from_json, to_json
 
@@ -32,7 +33,7 @@ _REPLIES = 1024  # user-state replies remembered per user: far more than can be 
 def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
     run = state.run(r.run_id)
     if run is not None and (run.begun or run.ended or run.status == "paused"):
-        _requested_again(state, run, r)
+        _requested_again(state, held, run, r)
         return
     if run is None:
         if not admit(state, held, r):
@@ -49,19 +50,19 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
     if state.early_cancel(r.run_id) is not None:
         state.early_cancels[r.run_id] = None
         state.dirty_cancels[r.run_id] = None
-        finish(state, run, held.time, "cancelled")
+        finish(state, run, held, "cancelled")
         return
     advance(state, run, Cause(held, None))
 
 
-def _requested_again(state: PartitionState, run: Run, r: RunRequested) -> None:
+def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequested) -> None:
     same = run.workflow == r.workflow and run.input == r.input
     state.verdict(r.command_id, r.run_id, "existing", f"run {r.run_id} exists", {"same": same, "status": run.status})
     if r.parent_run_id is None or r.parent_path is None:
         return
     parent = Parent(r.parent_run_id, r.parent_path)
     if run.ended:
-        post_child_finished(state, run, *parent)
+        post_child_finished(state, held.offset, run, *parent)
     elif parent not in run.parents:
         run.parents = [*run.parents, parent]
         state.changed(run)
@@ -79,12 +80,12 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
     elif r.force or run.status == "paused":
         run.commands[r.command_id] = None
-        finish(state, run, held.time, "cancelled")
+        finish(state, run, held, "cancelled")
         state.verdict(r.command_id, r.run_id)
     elif run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} is ending", run.status)
     elif not run.begun:
-        finish(state, run, held.time, "cancelled")
+        finish(state, run, held, "cancelled")
         state.verdict(r.command_id, r.run_id)
     else:
         advance(
@@ -164,7 +165,9 @@ def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
         return
     key = pending.key
     assert key is not None
-    cause = Cause(held, Resolved(path, r.response), "user", key.name, by=r.responder, command_id=r.command_id)
+    cause = Cause(
+        held, Resolved(path, r.response), "user", key.name, pending.digest, by=r.responder, command_id=r.command_id
+    )
     advance(state, run, cause)
 
 
@@ -174,7 +177,7 @@ def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
     if run.ended or run.ending:
         state.verdict(cid, rid, "ended", f"run {rid} has ended: {run.status}", run.status)
         return None
-    asked = [path for path, p in run.pending.items() if isinstance(p.ask, UserAsk)]
+    asked = [path for path, p in run.pending.items() if isinstance(p.ask, UserAsk) and not p.kept]
     if r.entry is not None:
         if r.entry in asked:
             return r.entry
@@ -217,7 +220,8 @@ def check_answer(ask: UserAsk, answer: Any) -> tuple[str, Any] | None:
 def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> None:
     """Apply one operation to a user's state and reply. Asked twice, it is done once."""
     user = state.user(r.user_id)
-    asker = f"{r.run_id}/{r.path}"
+    # A later attempt of the run may ask for something else at the same place.
+    asker = f"{r.run_id}/{r.path}/{r.version}/{crc32(r.changes):x}"
     reply = user.replies.get(asker)
     if reply is None:
         answer: dict[str, Any] = {}
@@ -234,7 +238,7 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
             while len(user.replies) > _REPLIES:
                 del user.replies[next(iter(user.replies))]
             state.dirty_users[r.user_id] = user
-    post_reply(state, r.run_id, r.path, reply)
+    post_reply(state, held.offset, r.run_id, r.path, reply)
 
 
 def changed(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:

@@ -14,7 +14,12 @@ from agnt5_engine.runs.state import PartitionState
 
 
 def finish(
-    state: PartitionState, run: Run, time: int, status: str, output: bytes | None = None, error: ErrorInfo | None = None
+    state: PartitionState,
+    run: Run,
+    held: Held,
+    status: str,
+    output: bytes | None = None,
+    error: ErrorInfo | None = None,
 ) -> None:
     """End the run: what it waited for is dropped, whoever waits for it is told."""
     drop_activation(run)
@@ -25,7 +30,7 @@ def finish(
             state.effects.append(Abandon(run.run_id, path, p))
         elif isinstance(p.ask, ChildAsk) and status in ("cancelled", "timeout"):
             withdraw_child(state, run, p.ask)
-    run.status, run.output, run.finished_at = status, output, time
+    run.status, run.output, run.finished_at = status, output, held.time
     run.pause_reason = run.pause_detail = None
     state.paused.discard(run.run_id)
     state.changed(run)
@@ -33,13 +38,13 @@ def finish(
     if error is not None:
         run.error_type, run.message, run.traceback, run.step = error.type, error.message, error.traceback, error.step
     row = HistoryRow(
-        run.seq, time, h.FINISHED, "", "", status, run.attempt, 0, output,
+        run.seq, held.time, h.FINISHED, "", "", status, run.attempt, 0, output,
         error.type if error else None, error.message if error else None, error.traceback if error else None,
         error.step if error else None, None, [], [], [],
     )  # fmt: skip
     state.note(run, row, 1)
     for parent in run.parents:
-        post_child_finished(state, run, parent.run_id, parent.path)
+        post_child_finished(state, held.offset, run, parent.run_id, parent.path)
     post_outcome(state, run)
     run_ended(state, run)
     moved(state, run, ended=True)
@@ -54,6 +59,7 @@ def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, comma
             state.effects.append(Abandon(run.run_id, path, p))
     run.status, run.attempt, run.finished_at, run.output = "running", attempt, None, None
     run.error_type = run.message = run.traceback = run.step = run.cancelled = None
+    run.earlier = None
     state.changed(run)
     arm_deadline(state, run, held.time)
     advance(state, run, Cause(held, None, again=True, attempt=attempt, command_id=command_id))

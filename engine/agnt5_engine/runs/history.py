@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from agnt5.replay.entries import TIMER
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Event, Failed, PastEvent, Resolved, TimedOut
 from agnt5_engine.records.rows import HistoryRow
 
@@ -49,6 +50,21 @@ def replayed(history: Sequence[HistoryRow]) -> list[PastEvent]:
         for row in history[first:]
         if row.event in _REPLAYED
     ]  # fmt: skip
+
+
+def earlier_results(history: Sequence[HistoryRow]) -> dict[str, HistoryRow]:
+    """By path, what the attempts of the run before the present one have of its entries.
+
+    Timers of time limits are left out: they start afresh."""
+    found: dict[str, HistoryRow] = {}
+    present: dict[str, HistoryRow] = {}
+    for row in history:
+        if row.event == RETRIED:
+            found |= present
+            present = {}
+        elif row.event in (RESOLVED, KEPT) and not (row.kind == "sleep" and row.name == TIMER):
+            present[row.path] = row
+    return found
 
 
 def _event_of(row: HistoryRow) -> Event | None:

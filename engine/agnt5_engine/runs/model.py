@@ -55,6 +55,7 @@ class Pending:
         "beat_at",
         "dispatched",
         "isolated",
+        "kept",
         "restarts",
         "retry_at",
         "saved",
@@ -69,6 +70,7 @@ class Pending:
         self.restarts = 0
         self.isolated = 0
         self.dispatched = False  # a pool has it
+        self.kept = False  # an earlier attempt of the run has its result: it is told again, nothing is done
         self.beat_at: int | None = None  # when the pool last said so (ms)
         self.saved = False  # its row is in the table as it is now
         self.stored = False  # the table has a row of it
@@ -101,6 +103,7 @@ class Run:
         "cancelled",
         "commands",
         "created_at",
+        "earlier",
         "envelope",
         "error_type",
         "executing",
@@ -110,6 +113,7 @@ class Run:
         "held",
         "history",
         "input",
+        "keeps",
         "key",
         "message",
         "metadata",
@@ -165,8 +169,10 @@ class Run:
         self.seq = 0
         self.pending: dict[str, Pending] = {}
         self.tells = 0  # pending TellChildAsks
+        self.keeps = 0  # pending entries whose result is kept
         # bookkeeping that is not state
         self.activation: Activation | None = None
+        self.earlier: dict[str, HistoryRow] | None = None  # results of earlier attempts, by path, once looked for
         self.executing = 0  # steps running in this process
         self.head_changed = False  # the RunRow must be written again
         self.stored = False  # the table has a RunRow
@@ -228,6 +234,7 @@ class Cause(NamedTuple):
     by: str | None = None
     command_id: str | None = None
     again: bool = False
+    kept: bool = False  # the event is the result of an earlier attempt
 
 
 class OpenTurn:

@@ -46,6 +46,11 @@ def _tell(state: PartitionState, id: str, run_id: str, record: JournalRecord) ->
     _post(state, id, JOURNAL, routing_key(run_id), encode(record))
 
 
+def _id(kind: str, run: Run, path: str) -> str:
+    """Another attempt of the run may post something else for the same entry, while the first is on its way."""
+    return f"{kind}:{run.run_id}/{path}" + (f"#{run.attempt}" if run.attempt else "")
+
+
 def child_run_id(parent: Run, ask: ChildAsk) -> str:
     """Derived from parent and entry path, in the parent's session unless the child is given another."""
     if ask.run_id:
@@ -72,7 +77,7 @@ def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
         metadata=run.metadata,
         envelope=None,
     )
-    _tell(state, f"child:{run.run_id}/{ask.path}", ask.run_id, record)
+    _tell(state, _id("child", run, ask.path), ask.run_id, record)
     return ask
 
 
@@ -80,40 +85,43 @@ def withdraw_child(state: PartitionState, run: Run, ask: ChildAsk) -> None:
     """Nobody waits for the child any more, or its parent was cancelled."""
     if not ask.detached:
         record = CancelRequested(ask.run_id, f"{run.run_id}/{ask.path}:cancel", False)
-        _tell(state, f"cancel:{run.run_id}/{ask.path}", ask.run_id, record)
+        _tell(state, _id("cancel", run, ask.path), ask.run_id, record)
 
 
 def post_tell(state: PartitionState, run: Run, ask: TellChildAsk) -> None:
-    command_id = f"{run.run_id}/{ask.path}"
+    id = _id("tell", run, ask.path)
+    command_id = id.removeprefix("tell:")
     record: CancelRequested | SignalSent
     if ask.command == "cancel":
         record = CancelRequested(ask.child_run_id, command_id, False)
     else:
         record = SignalSent(ask.child_run_id, command_id, ask.name, ask.payload)
-    _tell(state, f"tell:{command_id}", ask.child_run_id, record)
+    _tell(state, id, ask.child_run_id, record)
 
 
 def post_user_state(state: PartitionState, run: Run, ask: UserStateAsk) -> None:
     record = UserStateAsked(run.user, run.run_id, ask.path, ask.op, ask.changes, ask.version)
-    _post(state, f"user:{run.run_id}/{ask.path}", JOURNAL, user_key(run.user), encode(record))
+    _post(state, _id("user", run, ask.path), JOURNAL, user_key(run.user), encode(record))
 
 
-def post_reply(state: PartitionState, run_id: str, path: str, value: bytes) -> None:
-    _tell(state, f"reply:{run_id}/{path}", run_id, Replied(run_id, path, value))
+def post_reply(state: PartitionState, offset: int, run_id: str, path: str, value: bytes) -> None:
+    """`offset`: of the record that is replied to."""
+    _tell(state, f"reply:{run_id}/{path}@{offset}", run_id, Replied(run_id, path, value))
 
 
 def post_emit(state: PartitionState, run: Run, ask: EmitAsk) -> None:
     headers = [Header(n, v) for n, v in ask.headers]
     if not any(n == EVENT_ID for n, _ in ask.headers):
         headers.append(Header(EVENT_ID, f"{run.run_id}/{ask.path}".encode()))
-    _post(state, f"emit:{run.run_id}/{ask.path}", ask.topic, ask.key, ask.value, headers, run.run_id, ask.path)
+    _post(state, _id("emit", run, ask.path), ask.topic, ask.key, ask.value, headers, run.run_id, ask.path)
 
 
-def post_child_finished(state: PartitionState, child: Run, parent_run_id: str, path: str) -> None:
+def post_child_finished(state: PartitionState, offset: int, child: Run, parent_run_id: str, path: str) -> None:
+    """`offset`: of the record that makes us tell the parent; it may have to be told more than once."""
     record = ChildFinished(
         parent_run_id, path, child.run_id, child.status, child.output, child.error_type, child.message, child.traceback
     )
-    _tell(state, f"done:{parent_run_id}/{path}", parent_run_id, record)
+    _tell(state, f"done:{parent_run_id}/{path}@{offset}", parent_run_id, record)
 
 
 def post_outcome(state: PartitionState, run: Run) -> None:

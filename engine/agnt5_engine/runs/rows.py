@@ -19,7 +19,7 @@ from agnt5_engine.records.rows import HistoryRow, PendingRow, RunRow, SessionRow
 from agnt5_engine.runs.history import public_count
 from agnt5_engine.runs.model import DeadlineAsk, EndAsk, EngineAsk, Pending, Run, Session, User
 
-_ALLOW_CUSTOM, _SKIPPABLE, _DETACHED = 1, 2, 4
+_ALLOW_CUSTOM, _SKIPPABLE, _DETACHED, _KEPT = 1, 2, 4, 8
 
 
 def next_seq(history: list[HistoryRow]) -> int:
@@ -115,7 +115,7 @@ def user_of(row: UserRow) -> User:
 
 def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
     row = PendingRow(
-        "", p.asked_at, run_id, path, "", None, b"", None, None, 0, None, None, None,
+        "", p.asked_at, run_id, path, "", None, b"", None, None, _KEPT * p.kept, None, None, None,
         p.attempt, p.retry_at, p.restarts, p.isolated, p.dispatched, p.beat_at,
     )  # fmt: skip
     match p.ask:
@@ -124,7 +124,7 @@ def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
         case SleepAsk(name=name, due=due):
             return row._replace(ask="sleep", name=name, due=due)
         case UserAsk(_, question, input_type, options, allow_custom, skippable, due):
-            flags = _ALLOW_CUSTOM * allow_custom | _SKIPPABLE * skippable
+            flags = row.flags | _ALLOW_CUSTOM * allow_custom | _SKIPPABLE * skippable
             return row._replace(
                 ask="user", name=input_type, payload=question.encode(), options=options, due=due, flags=flags
             )
@@ -134,7 +134,7 @@ def pending_row(run_id: str, path: str, p: Pending) -> PendingRow:
             ids = [x.encode() if x is not None else None for x in (session_id, user_id)]
             return row._replace(
                 ask="child", name=workflow, payload=data, target=child, key=ids[0], extra=ids[1],
-                flags=_DETACHED * detached,
+                flags=row.flags | _DETACHED * detached,
             )  # fmt: skip
         case WriteAsk(changes=changes):
             return row._replace(ask="write", payload=changes)
@@ -154,6 +154,7 @@ def pending_of(row: PendingRow) -> Pending:
     p = Pending(_ask_of(row), row.asked_at)
     p.attempt, p.retry_at, p.restarts, p.isolated = row.attempt, row.retry_at, row.restarts, row.isolated
     p.dispatched, p.beat_at = row.dispatched, row.beat_at
+    p.kept = bool(row.flags & _KEPT)
     p.saved = p.stored = True
     return p
 

@@ -102,9 +102,10 @@ class PartitionState:
             run.saved = len(run.history)
             run.seq = next_seq(run.history)
         for _, value in self.rows.scan(table.pending_prefix(run_id)):
-            pending = decode(value)
-            run.pending[pending.path] = pending_of(pending)
-            run.tells += pending.ask == "tell"
+            row = decode(value)
+            run.pending[row.path] = p = pending_of(row)
+            run.keeps += p.kept
+            run.tells += row.ask == "tell" and not p.kept
         return run
 
     def peek(self, run_id: str) -> Run | None:
@@ -165,7 +166,9 @@ class PartitionState:
             return None
         if p.stored:
             run.gone[path] = p
-        if isinstance(p.ask, TellChildAsk):
+        if p.kept:
+            run.keeps -= 1
+        elif isinstance(p.ask, TellChildAsk):
             run.tells -= 1
         return p
 

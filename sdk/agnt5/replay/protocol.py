@@ -268,10 +268,14 @@ def ask_key(ask: Ask) -> EntryKey:
 
 
 def ask_digest(ask: Ask) -> int:
-    """CRC-32 of what a step or child was asked to work on; 0 for the other kinds. A failed run that goes on again
-    reuses a result only when this matches too."""
+    """CRC-32 of what was asked: the input of a step or child, the changes of a write, the question, what is sent; 0
+    for waits. A failed run that goes on again reuses a result only when this matches too."""
     match ask:
-        case StepAsk(input=data) | ChildAsk(input=data):
+        case StepAsk(input=data) | ChildAsk(input=data) | WriteAsk(changes=data) | UserStateAsk(changes=data):
             return zlib.crc32(data)
+        case EmitAsk(value=data) | TellChildAsk(payload=data):
+            return zlib.crc32(data)
+        case UserAsk(question=question):
+            return zlib.crc32(question.encode())
         case _:
             return 0
