@@ -1,0 +1,16 @@
+"""One of each fault, on real processes and a real broker; `make chaos` goes on for longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.faults.world import FAULTS, run_schedule
+
+
+async def test_nothing_is_lost_or_doubled_over_one_of_each_fault(own_kafka: Any, tmp_path: Path) -> None:
+    report = await run_schedule(tmp_path, own_kafka, list(FAULTS), seed=3, rate=40, between=1.0, told=print)
+    assert report.problems == []
+    assert (report.lost, report.doubled, report.wrong) == (0, 0, 0)
+    assert report.completed == report.accepted > 0
+    assert report.executions >= report.needed
