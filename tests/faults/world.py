@@ -1,4 +1,4 @@
-"""A small company under faults: a real broker, real processors, orders that arrive all the time, and what must hold after."""
+"""A small company under faults: a real broker, real processors, orders all the time, and what must hold after."""
 
 from __future__ import annotations
 
