@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from agnt5.codec import encode_plain
 from agnt5.context import WorkflowContext
-from agnt5.errors import InputError, NonDeterminismError
+from agnt5.errors import NonDeterminismError
 from agnt5.function import current_activation
 from agnt5.replay import mismatch
 from agnt5.replay.ending import deadlock, outcome_of
@@ -224,10 +224,9 @@ class Activation:
         context.run(current_activation.set, ctx)
         try:
             arguments = self.workflow.bind(self.input, strict=False, envelope=self.info.envelope)
-        except InputError as error:
-            body: Any = _raise(error)
-        else:
-            body = self.workflow.fn(ctx, **arguments)
+            body: Any = self.workflow.fn(ctx, **arguments)
+        except Exception as error:
+            body = _raise(error)
         self.root = branch.task = self._task(body, self.info.run_id, context)
 
     def apply(self, event: Event, past: PastEvent | None) -> None:
