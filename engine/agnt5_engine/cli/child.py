@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from agnt5_engine.cli.terminal import FAILED, USAGE, fail, told
@@ -20,12 +21,23 @@ LEAVE = "AGNT5_CLI_LEAVE"
 QUEUE = "AGNT5_CLI_QUEUE"
 
 
-def main(arguments: list[str]) -> None:
-    kind, *modules = arguments
-    # These are ours, not settings: gone before the settings look for unknown variables.
-    lifeline, leave, queue = (os.environ.pop(name, "") for name in (LIFELINE, LEAVE, QUEUE))
+def command(kind: str, modules: Sequence[str]) -> list[str]:
+    """How such a child is started."""
+    return [sys.executable, "-m", "agnt5_engine.cli.child", kind, *modules]
+
+
+def tie_to_supervisor() -> None:
+    """Have this process stop (SIGTERM) when its supervisor dies."""
+    lifeline = os.environ.pop(LIFELINE, "")
     if lifeline:
         threading.Thread(target=_stop_when_broken, args=(int(lifeline),), daemon=True).start()
+
+
+def main(arguments: list[str]) -> None:
+    kind, *modules = arguments
+    tie_to_supervisor()
+    # These are ours, not settings: gone before the settings look for unknown variables.
+    leave, queue = (os.environ.pop(name, "") for name in (LEAVE, QUEUE))
     with told():
         from agnt5_engine.gateway.serve import AddressError
         from agnt5_engine.settings import load_settings
@@ -47,7 +59,7 @@ def _work(kind: str, settings: Any, modules: list[str], leave: bool, queue: str)
         from agnt5_engine.queues.worker import run_worker
 
         return run_worker(settings, modules, queue)
-    from agnt5_engine.processor import run_processor
+    from agnt5_engine.service import run_processor
 
     return run_processor(settings, modules, leave=leave)
 

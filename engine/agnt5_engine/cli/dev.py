@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,11 +102,11 @@ class _Session:
         return code
 
     def _start(self, lifeline: int) -> subprocess.Popen[bytes]:
-        from agnt5_engine.cli.child import LIFELINE
+        from agnt5_engine.cli import child
 
         return subprocess.Popen(
-            [sys.executable, "-m", "agnt5_engine.cli.child", "processor", *self._modules],
-            env={**os.environ, **self._environment, LIFELINE: str(lifeline)},
+            child.command("processor", self._modules),
+            env={**os.environ, **self._environment, child.LIFELINE: str(lifeline)},
             pass_fds=(lifeline,),
         )
 

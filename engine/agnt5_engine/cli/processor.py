@@ -40,11 +40,13 @@ def processor(
     settings = load_settings(broker=broker)
     if processes > 1 and settings.is_embedded:
         fail("the embedded engine is one process; for several use Kafka: --broker kafka://HOST:PORT", USAGE)
-    from agnt5_engine.cli.child import LEAVE
+    from agnt5_engine.cli import child
     from agnt5_engine.cli.supervisor import supervise
 
-    places = [_environment(settings, broker, number) | ({LEAVE: "1"} if leave else {}) for number in range(processes)]
-    raise typer.Exit(supervise(["processor", *modules], places))
+    places = [
+        _environment(settings, broker, number) | ({child.LEAVE: "1"} if leave else {}) for number in range(processes)
+    ]
+    raise typer.Exit(supervise(child.command("processor", modules), places))
 
 
 def _environment(settings: Settings, broker: str | None, number: int) -> dict[str, str]:

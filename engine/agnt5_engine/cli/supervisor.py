@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +36,10 @@ class Place:
 
 
 class Supervisor:
-    """Runs `agnt5_engine.cli.child` with `arguments` once per place."""
+    """Runs `command` once per place, each with that place's variables."""
 
-    def __init__(self, arguments: Sequence[str], places: Sequence[Mapping[str, str]]) -> None:
-        self._arguments = list(arguments)
+    def __init__(self, command: Sequence[str], places: Sequence[Mapping[str, str]]) -> None:
+        self._command = list(command)
         self._places = [Place(number, environment) for number, environment in enumerate(places)]
         self._stopping = asyncio.Event()
         self._signals = 0
@@ -104,11 +103,7 @@ class Supervisor:
     def _start(self, place: Place) -> None:
         environment = {**os.environ, **place.environment, LIFELINE: str(self._lifeline)}
         place.since = time.monotonic()
-        place.process = subprocess.Popen(
-            [sys.executable, "-m", "agnt5_engine.cli.child", *self._arguments],
-            env=environment,
-            pass_fds=(self._lifeline,),
-        )
+        place.process = subprocess.Popen(self._command, env=environment, pass_fds=(self._lifeline,))
 
     async def _ended(self, place: Place) -> int:
         assert place.process is not None
@@ -140,10 +135,10 @@ def _how(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def supervise(arguments: Sequence[str], places: Sequence[Mapping[str, str]]) -> int:
+def supervise(command: Sequence[str], places: Sequence[Mapping[str, str]]) -> int:
     """Run the children until stopped; returns the exit code."""
 
     async def work() -> int:
-        return await Supervisor(arguments, places).run()
+        return await Supervisor(command, places).run()
 
     return asyncio.run(work())

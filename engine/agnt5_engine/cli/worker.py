@@ -29,8 +29,8 @@ def worker(
         settings.steps_topic(queue)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    from agnt5_engine.cli.child import QUEUE
+    from agnt5_engine.cli import child
     from agnt5_engine.cli.supervisor import supervise
 
-    environment = {QUEUE: queue} | ({} if broker is None else {"AGNT5_BROKER": broker})
-    raise typer.Exit(supervise(["worker", *modules], [environment] * processes))
+    environment = {child.QUEUE: queue} | ({} if broker is None else {"AGNT5_BROKER": broker})
+    raise typer.Exit(supervise(child.command("worker", modules), [environment] * processes))
