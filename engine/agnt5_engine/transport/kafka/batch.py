@@ -70,7 +70,7 @@ def records_of(data: bytes, aborted: Sequence[tuple[int, int]] | None, position:
     coming = sorted(aborted or (), key=lambda pair: pair[1])
     inside: set[int] = set()  # producers in the middle of an aborted transaction
     found: list[Record] = []
-    add = found.append
+    add, new = found.append, tuple.__new__  # half the time of calling Record
     batches: Any = MemoryRecords(data)
     while batches.has_next():
         batch = batches.next_batch()
@@ -98,6 +98,9 @@ def records_of(data: bytes, aborted: Sequence[tuple[int, int]] | None, position:
             if offset >= position:
                 if offset >= end:
                     return Batch(found, end)
-                add(Record(offset, record.timestamp, record.key, record.value, tuple(record.headers)))
+                headers = record.headers
+                add(
+                    new(Record, (offset, record.timestamp, record.key, record.value, tuple(headers) if headers else ()))
+                )
         position = following
     return Batch(found, min(position, end) if position > end else position)

@@ -53,7 +53,10 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         self._wire: Wire | None = None
 
     def _new_consumer_thread(self) -> Thread:
-        return Thread(self, loop=self.loop, beacon=self.beacon)
+        # The same kind of loop as the engine's; Faust would always take asyncio's own.
+        thread = Thread(self, loop=self.loop, beacon=self.beacon, thread_loop=type(self.loop)())
+        thread._close_thread_loop_on_stop = True
+        return thread
 
     async def on_start(self) -> None:
         """Find out whether the cluster can be used before joining; Faust's thread could not say why it cannot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -30,16 +31,14 @@ async def group_members(wire: Wire, group: str, journal: str) -> list[Member]:
 
     While the group is being rearranged nobody is at work: then this waits for it, for about two seconds.
     """
-    attempt = Attempt(wire)
-    while True:
-        response = await _coordinate(
-            wire, group, DescribeGroupsRequest([group]), lambda answer: int(answer.groups[0][0])
-        )
-        _, _, state, _, _, members, *_ = response.groups[0]
-        if state not in ("PreparingRebalance", "CompletingRebalance") or attempt.tries >= 6:
-            found = [_member(member, journal) for member in members]
-            return sorted(member for member in found if member is not None)
-        await attempt.failed(errors.RebalanceInProgressError())
+    request = DescribeGroupsRequest([group])
+    for _ in range(8):
+        response = await _coordinate(wire, group, request, lambda answer: int(answer.groups[0][0]))
+        if response.groups[0][2] not in ("PreparingRebalance", "CompletingRebalance"):
+            break
+        await asyncio.sleep(0.25)
+    found = [_member(member, journal) for member in response.groups[0][5]]
+    return sorted(member for member in found if member is not None)
 
 
 def _member(described: Any, journal: str) -> Member | None:
