@@ -55,8 +55,8 @@ async def batch(ctx: WorkflowContext, steps: int) -> int:
     return (await ctx.batch(work, list(range(steps)))).stats.completed_items
 
 
-def activation(name: str, steps: int) -> Activation:
-    info = RunInfo("run", name, "run", "run", 0, {})
+def activation(name: str, steps: int, number: int = 0) -> Activation:
+    info = RunInfo(f"run{number}", name, "run", "run", 0, {})
     return Activation(registry.workflow(name), info, b'{"steps":%d}' % steps, NoSession(), None)
 
 
@@ -118,7 +118,7 @@ def rebuilt(name: str, events: int, history: list[PastEvent]) -> float:
 
 
 def evicted(rounds: int) -> float:
-    runs = [activation("sequential", 2) for _ in range(rounds)]
+    runs = [activation("sequential", 2, number) for number in range(rounds)]
     for run in runs:
         run.start(NOW)
     started = time.process_time()
@@ -128,7 +128,7 @@ def evicted(rounds: int) -> float:
 
 
 def started_runs(rounds: int) -> float:
-    runs = [activation("sequential", 2) for _ in range(rounds)]
+    runs = [activation("sequential", 2, number) for number in range(rounds)]
     started = time.process_time()
     for run in runs:
         run.start(NOW)

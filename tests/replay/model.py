@@ -220,26 +220,33 @@ class Model:
         self.settle(past, self.activation.deliver(self.now, event))
 
     def settle(self, past: PastEvent | None, turn: Turn) -> None:
-        """Let in-place calls return, in any order, then close the turn."""
-        whole = Turn()
-        while True:
-            whole.asks += turn.asks
-            whole.withdrawn += turn.withdrawn
-            whole.reads += turn.reads
-            whole.marks += turn.marks
-            whole.outcome = turn.outcome
-            if not self.activation.calls:
-                break
-            turn = self.finish_calls()
+        """Let in-place calls return, in any order, then close the turn; a cancel may come between."""
         past = past or PastEvent(self.now, None, "", "", 0, (), ())
-        self.history.append(past._replace(reads=tuple(whole.reads), marks=tuple(whole.marks)))
-        gone = set(whole.withdrawn)
-        for ask in whole.asks:
+        parts = [turn]
+        while self.activation.calls:
+            if self.cancels and self.rng.random() < 0.2:
+                self.cancels -= 1
+                self.close(past, parts)
+                stop = Cancelled("cancel")
+                past = PastEvent(self.now, stop, "", "", 1 + self.activation.calls_returned, (), ())
+                parts = [self.activation.deliver(self.now, stop)]
+            else:
+                parts.append(self.finish_calls())
+        self.close(past, parts)
+
+    def close(self, past: PastEvent, parts: list[Turn]) -> None:
+        """The parts of a turn that in-place calls interrupted are one activation."""
+        asks = [ask for part in parts for ask in part.asks]
+        gone = [path for part in parts for path in part.withdrawn]
+        reads = [read for part in parts for read in part.reads]
+        marks = [mark for part in parts for mark in part.marks]
+        self.outcome = parts[-1].outcome
+        self.history.append(past._replace(reads=tuple(reads), marks=tuple(marks)))
+        for ask in asks:
             self.open[ask.path] = ask
         for path in gone:
             del self.open[path]
-        self.turns.append((self.now, past.event, whole.asks, sorted(gone), whole.reads, whole.marks, whole.outcome))
-        self.outcome = whole.outcome
+        self.turns.append((self.now, past.event, asks, sorted(gone), reads, marks, self.outcome))
 
     def finish_calls(self) -> Turn:
         """All that run now, in an order that is not of the seed: any must do."""
