@@ -75,39 +75,39 @@ class Settings(BaseSettings):
     kafka_ssl_key_file: Path | None = None
     kafka_ssl_key_password: SecretStr | None = None
     kafka_ssl_check_hostname: bool = True
-    partitions: int = Field(8, ge=1, le=4096)
+    partitions: int = Field(default=8, ge=1, le=4096)
     """Partitions of the journal: fixed once the topics exist."""
-    replication: int | None = Field(None, ge=1, le=32)
+    replication: int | None = Field(default=None, ge=1, le=32)
     """Replicas of each engine topic. None: 3 on Kafka, or as many as there are brokers when there are fewer."""
     topic_prefix: str = "agnt5."
     create_topics: bool = True
     trigger_start: Literal["latest", "earliest"] | datetime = Field(default=cast(Any, None))
     """Where a trigger that was never read before starts: None becomes `earliest` (embedded) or `latest` (Kafka)."""
-    schema_registry_url: str | None = Field(None, repr=False)  # may carry a password
+    schema_registry_url: str | None = Field(default=None, repr=False)  # may carry a password
 
     # -- the group
     group: str = "agnt5"
     instance_id: str | None = None
     """Static member ID. None: host name and the first free slot of the data directory."""
-    session_timeout: Seconds = Field(6.0, ge=1, le=1800)
-    standbys: int = Field(0, ge=0, le=16)
-    code_version: str | None = Field(None, min_length=1, max_length=100)
+    session_timeout: Seconds = Field(default=6.0, ge=1, le=1800)
+    standbys: int = Field(default=0, ge=0, le=16)
+    code_version: str | None = Field(default=None, min_length=1, max_length=100)
     """None: a hash of the workflow modules."""
 
     # -- runs and steps
-    checkpoint_interval: Seconds = Field(1.0, ge=0.05, le=60)
-    step_concurrency: int = Field(1000, ge=1)
+    checkpoint_interval: Seconds = Field(default=1.0, ge=0.05, le=60)
+    step_concurrency: int = Field(default=1000, ge=1)
     """Async steps that run at once in one process."""
-    step_threads: int = Field(32, ge=1, le=1024)
+    step_threads: int = Field(default=32, ge=1, le=1024)
     """Threads for plain `def` steps in one process."""
-    heartbeat_timeout: Seconds = Field(30.0, ge=1)
+    heartbeat_timeout: Seconds = Field(default=30.0, ge=1)
     """How long a step in a worker pool may be silent before it is given to another worker."""
     queue_limits: Annotated[dict[str, Limit], NoDecode] = Field(default_factory=dict)
     """Queue -> limit in one process, collected from AGNT5_QUEUE_<NAME>_CONCURRENCY (`4`) and _RATE (`10/s`)."""
     function_limits: Annotated[dict[str, Limit], NoDecode] = Field(default_factory=dict)
     """Function -> limit in one process, collected from AGNT5_FUNCTION_<NAME>_CONCURRENCY and _RATE."""
-    run_retention: Seconds = Field(7 * 86400.0, ge=1)
-    max_payload_bytes: Bytes = Field(2**20, ge=1024, le=64 * 2**20)
+    run_retention: Seconds = Field(default=7 * 86400.0, ge=1)
+    max_payload_bytes: Bytes = Field(default=2**20, ge=1024, le=64 * 2**20)
 
     # -- this process
     data_dir: Path = Field(default=cast(Any, None))
