@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import structlog
 
 from agnt5 import registry
 from agnt5.client.models import DeadLetter
+from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.recovery import Place
+from agnt5_engine.publisher import Publisher
 from agnt5_engine.queues.dispatch import Dispatcher
+from agnt5_engine.settings import Settings
 from agnt5_engine.starter import Starter
-from agnt5_engine.transport.base import Batch, Record, RetriableError, TopicPartition
+from agnt5_engine.transport.base import Batch, Log, Membership, Record, RetriableError, TopicPartition
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
 from agnt5_engine.triggers.positions import place_trigger
 from agnt5_engine.triggers.redrive import redriven
 from agnt5_engine.triggers.schema_registry import SchemaRegistry
-
-if TYPE_CHECKING:
-    from agnt5_engine.processor import Processor
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -30,10 +30,25 @@ _POLL = 0.005
 _CHUNK = 100
 
 
+class Host(Protocol):
+    """What taking events in needs of the processor."""
+
+    settings: Settings
+    log: Log
+    publisher: Publisher
+
+    @property
+    def membership(self) -> Membership: ...
+
+    def local_owner(self, run_id: str) -> Owner | None: ...
+
+    def busy(self) -> bool: ...
+
+
 class Ingest:
     """Takes trigger records in, in order per partition; an offset counts as done once its requests are durable."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Host) -> None:
         settings = processor.settings
         self._processor = processor
         self._registry = SchemaRegistry(settings.schema_registry_url) if settings.schema_registry_url else None
@@ -72,7 +87,7 @@ class Ingest:
         """Take a batch in; returns when all that came of it is durable."""
         await self._triggers.prepare(batch.records)
         for i in range(0, len(batch.records), _CHUNK):
-            while self._processor.busy():  # noqa: ASYNC110
+            while self._processor.busy():
                 await asyncio.sleep(_POLL)
             await self._take(source, batch.records[i : i + _CHUNK])
         self._processor.membership.acked(source, batch.next_offset)

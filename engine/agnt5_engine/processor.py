@@ -7,10 +7,7 @@ triggers, and the `Engine` that HTTP and the command line see.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
@@ -20,18 +17,13 @@ from agnt5.client.models import Approval, DeadLetter, Event, Run
 from agnt5.client.models import Processor as ProcessorShape
 from agnt5.workflow import Workflow
 from agnt5_engine import topics
-from agnt5_engine.gateway.app import create_app
-from agnt5_engine.gateway.catalog import RegistryCatalog
-from agnt5_engine.gateway.serve import HttpServer
 from agnt5_engine.ingest import Ingest
-from agnt5_engine.logs import configure_logs
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
 from agnt5_engine.partition.steps import Slots
 from agnt5_engine.ports import NotHere, Page, Started, StartRequest
 from agnt5_engine.publisher import Publisher
-from agnt5_engine.records.avro import seal_with
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.runs.schedules import schedules_of
 from agnt5_engine.serving.local import LocalRuns, request_run_id
@@ -49,7 +41,6 @@ from agnt5_engine.transport.base import (
     RetriableError,
     TopicPartition,
 )
-from agnt5_engine.watchdog import Watchdog
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -394,55 +385,3 @@ class Processor:
 
     async def redrive(self, letter_id: str) -> list[str]:
         return await self.ingest.redrive(letter_id)
-
-
-async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bool = False) -> None:
-    """Load the modules, serve HTTP, join the group, and work until SIGTERM or SIGINT. With `leave`, the group forgets
-    this member on the way out. Raises what makes it impossible to go on."""
-    configure_logs(settings)
-    # A loaded processor holds many thousand small objects that live as long as their runs: with the default
-    # thresholds the collector goes through all of them many times a second (a third of the CPU of a step).
-    gc.set_threshold(50_000, 20, 100)
-    seal_with(settings.payload_keys)
-    for module in modules:
-        registry.load(module)
-    slot = Slot(settings.data_dir)
-    server = HttpServer(settings)
-    try:
-        processor = Processor(settings, slot=slot, url=server.bind())
-        log.info("processor.starting", instance=processor.instance_id, slot=slot.number, broker=settings.broker)
-        await server.start(create_app(processor, settings, RegistryCatalog()))
-        stop = asyncio.Event()
-        watchdog = Watchdog()
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, stop.set)
-        try:
-            await _until(stop, processor)
-        finally:
-            await processor.close(leave=leave)
-            watchdog.close()
-            log.info("processor.stopped", instance=processor.instance_id)
-    finally:
-        await server.stop()
-        slot.release()
-
-
-async def _until(stop: asyncio.Event, processor: Processor) -> None:
-    """Work until asked to stop, or until the membership cannot go on; raises why."""
-    stopping = asyncio.ensure_future(stop.wait())
-    working = asyncio.ensure_future(_work(processor))
-    try:
-        await asyncio.wait((stopping, working), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        for task in (stopping, working):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-
-async def _work(processor: Processor) -> None:
-    await processor.join()
-    await processor.membership.failed()

@@ -44,7 +44,7 @@ class ProcessorProcess:
     def start(self, *, wait: bool = True) -> ProcessorProcess:
         code = (
             "import sys, uvloop; from agnt5_engine.settings import load_settings; "
-            "from agnt5_engine.processor import run_processor; uvloop.run(run_processor(load_settings(), sys.argv[1:]))"
+            "from agnt5_engine.service import run_processor; uvloop.run(run_processor(load_settings(), sys.argv[1:]))"
         )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

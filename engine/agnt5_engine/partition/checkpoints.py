@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import structlog
 
-from agnt5_engine.partition.recovery import Restored
-from agnt5_engine.partition.table import marker_now
+from agnt5_engine.partition.recovery import Place, Restored
+from agnt5_engine.partition.table import Table, marker_now
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.runs import table
 from agnt5_engine.runs.checkpoint import Row, collect, expire, forget_clean
+from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Checkpointer, FencedError, Message, RetriableError
-
-if TYPE_CHECKING:
-    from agnt5_engine.partition.owner import Owner, Surroundings
 
 log = structlog.get_logger()
 
@@ -36,14 +34,38 @@ _CARELESS = 2
 _DEATHS = 2
 
 
+class Owned(Protocol):
+    """What a checkpoint needs of the partition's owner."""
+
+    place: Place
+    partition: int
+    state: PartitionState
+    table: Table
+    caught_up: bool
+
+    def fail(self, error: BaseException) -> None: ...
+
+
 class Checkpoints:
     """Writes them, one at a time."""
 
-    def __init__(self, owner: Owner, checkpointer: Checkpointer, restored: Restored, around: Surroundings) -> None:
+    def __init__(
+        self,
+        owner: Owned,
+        checkpointer: Checkpointer,
+        restored: Restored,
+        *,
+        seconds: float,
+        code_version: str,
+        resident: int,
+    ) -> None:
+        """`seconds` between them; `resident`: idle live runs that stay in memory after one."""
         self._owner = owner
         self._checkpointer = checkpointer
         self._changelog_offset = restored.changelog_offset
-        self._around = around
+        self._seconds = seconds
+        self._code_version = code_version
+        self._resident = resident
         self._written = restored.marker.applied if restored.marker is not None else -2
         before = restored.marker
         self._takeovers = 1 if before is None or before.clean else before.takeovers + 1
@@ -90,7 +112,7 @@ class Checkpoints:
             takeovers=0 if owner.caught_up or clean else self._takeovers,
             suspect=suspect,
             deaths=deaths,
-            code_version=self._around.code_version,
+            code_version=self._code_version,
         )
 
     # ------------------------------------------------------------------ while it is owned
@@ -107,7 +129,7 @@ class Checkpoints:
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._around.checkpoint_seconds):
+                    async with asyncio.timeout(self._seconds):
                         await self._soon.wait()
                 self._soon.clear()
                 await self.write()
@@ -146,7 +168,7 @@ class Checkpoints:
         )
         owner.table.write([*rows, head], marker_now(place.cluster_id, self._changelog_offset))
         self._written, self._unwritten = marker.applied, None
-        forget_clean(state, keep=self._around.resident)
+        forget_clean(state, keep=self._resident)
 
     async def close(self, *, save: bool) -> None:
         if self._task is not None:

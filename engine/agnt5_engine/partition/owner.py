@@ -125,7 +125,14 @@ class Owner:
         )
         self._calls = Calls(self._call_finished)
         self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)
-        self.checkpoints = Checkpoints(self, self._checkpointer, restored, self._around)
+        self.checkpoints = Checkpoints(
+            self,
+            self._checkpointer,
+            restored,
+            seconds=self._around.checkpoint_seconds,
+            code_version=self._around.code_version,
+            resident=self._around.resident,
+        )
         count = self.place.partitions
         tables = [t for t in self._around.schedules if partition_of(t.key, count) == self.partition]
         self._schedules = Schedules(state, tables, count, self.append, self.timers.now)

@@ -13,15 +13,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    MemtableFactory,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
 
 from agnt5_engine.runs.checkpoint import Row, derived
+from agnt5_engine.runs.restored import RestoredRows
+from agnt5_engine.runs.table import BY_ASKED, BY_CREATED, PAUSED
 
 _LOCAL_MARKER = b"M"
 _FORMAT = 1
 
 #: One block cache for all partitions of the process.
 _CACHE = Cache(64 * 1024 * 1024)
+
+_UNLOGGED = WriteOptions()
+_UNLOGGED.disable_wal = True
 
 
 class LocalMarker(NamedTuple):
@@ -32,7 +47,7 @@ class LocalMarker(NamedTuple):
     written_at: float  # seconds since the epoch
 
 
-def _options() -> Options:
+def _options(*, filling: bool = False) -> Options:
     blocks = BlockBasedOptions()
     blocks.set_block_cache(_CACHE)
     blocks.set_bloom_filter(10, False)
@@ -43,6 +58,12 @@ def _options() -> Options:
     options.set_max_write_buffer_number(2)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(2)
+    if filling:
+        # Rows are put in order when they go to disk, in the background, rather than one by one; nobody reads meanwhile.
+        options.set_memtable_factory(MemtableFactory.vector())
+        options.set_allow_concurrent_memtable_write(False)
+        options.set_write_buffer_size(32 * 1024 * 1024)
+        options.set_max_write_buffer_number(4)
     return options
 
 
@@ -53,17 +74,23 @@ class Table:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = self._open(path)
+        self._filling = False
 
     @staticmethod
-    def _open(path: Path) -> Rdict:
+    def _open(path: Path, *, filling: bool = False) -> Rdict:
+        def open_() -> Rdict:
+            # Unless it is named, a column family keeps the options it was made with.
+            families = {"default": _options(filling=filling)}
+            return Rdict(str(path), _options(filling=filling), families, AccessType.read_write())
+
         try:
-            return Rdict(str(path), _options(), access_type=AccessType.read_write())
+            return open_()
         except Exception as e:
             if "lock" in str(e).lower():
                 raise
             # Damaged: it is only a cache. The changelog brings everything back.
             shutil.rmtree(path)
-            return Rdict(str(path), _options(), access_type=AccessType.read_write())
+            return open_()
 
     def get(self, key: bytes) -> bytes | None:
         value: bytes | None = self._db.get(key)
@@ -87,8 +114,7 @@ class Table:
             for d in derived(row, self.get):
                 _put(batch, d)
             _put(batch, row)
-        body = {"format": _FORMAT, **marker._asdict()}
-        batch.put(_LOCAL_MARKER, json.dumps(body).encode())
+        batch.put(_LOCAL_MARKER, _marker_bytes(marker))
         self._db.write(batch)
 
     def marker(self) -> LocalMarker | None:
@@ -100,6 +126,45 @@ class Table:
             return None
         return LocalMarker(**body)
 
+    def restoring(self) -> RestoredRows:
+        """What takes rows of the changelog for this table, and derives the index from them."""
+        return RestoredRows((key for key, _ in self.scan(PAUSED)), (key for key, _ in self.scan(BY_ASKED)))
+
+    def begin_filling(self) -> None:
+        """Make ready for many rows: until `end_filling` nothing is to be read, and what is written is lost with the
+        process (always the latest, so that the marker stays true)."""
+        self._db.close()
+        self._db = self._open(self.path, filling=True)
+        self._filling = True
+
+    def batch(self, rows: RestoredRows, marker: LocalMarker) -> WriteBatch:
+        """What was taken, and the marker, ready for `put`."""
+        batch = WriteBatch(raw_mode=True)
+        rows.drain(batch.put, batch.delete)
+        batch.put(_LOCAL_MARKER, _marker_bytes(marker))
+        return batch
+
+    def put(self, batch: WriteBatch) -> None:
+        """Write it. May be called in another thread, one at a time."""
+        self._db.write(batch, _UNLOGGED if self._filling else None)
+
+    def end_filling(self) -> None:
+        """Everything on disk, and open for reading again. Takes a moment: for another thread."""
+        if self._filling:
+            self._db.flush()
+            self._db.close()
+            self._filling = False
+            self._db = self._open(self.path)
+
+    def forget_created(self, run_ids: set[bytes]) -> None:
+        """Remove the places of deleted runs from the index by creation."""
+        if run_ids:
+            batch = WriteBatch(raw_mode=True)
+            for key, _ in self.scan(BY_CREATED):
+                if key[9:] in run_ids:
+                    batch.delete(key)
+            self._db.write(batch)
+
     def clear(self) -> None:
         """Forget everything: what is here does not follow from this changelog."""
         self._db.close()
@@ -108,6 +173,10 @@ class Table:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _marker_bytes(marker: LocalMarker) -> bytes:
+    return json.dumps({"format": _FORMAT, **marker._asdict()}).encode()
 
 
 def marker_now(cluster_id: str, changelog_offset: int) -> LocalMarker:
