@@ -1,0 +1,1 @@
+"""What the engine costs, measured: `python -m benchmarks --help`. How it is done: docs/performance.md."""

@@ -1,0 +1,90 @@
+"""All works, in order, and how their repeats are done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import (
+    w0_yardstick,
+    w1_steps,
+    w2_latency,
+    w3_fan_out,
+    w4_starts,
+    w5_sleepers,
+    w6_crash,
+    w7_length,
+    w8_scaling,
+)
+from benchmarks.figures import Finding
+from benchmarks.kafka import Kafka
+from benchmarks.results import Case, Results
+from benchmarks.sizes import Sizes
+from benchmarks.stage import Stage
+from benchmarks.work import Work
+
+WORKS = {
+    module.WORK.id: module.WORK
+    for module in (
+        w0_yardstick, w1_steps, w2_latency, w3_fan_out, w4_starts, w5_sleepers, w6_crash, w7_length, w8_scaling,
+    )
+}  # fmt: skip
+
+
+def measure(
+    works: Sequence[Work], side: str, sizes: Sizes, results: Results, folder: Path, *, fresh_broker: bool = False
+) -> bool:
+    """Measure works on a side (`kafka`, `kafka, flush=1`, `embedded`). A repeat that fails is written down and the rest
+    goes on; returns whether none did.
+
+    A work has a broker to itself (with `fresh_broker` each repeat has), and each repeat its own processors."""
+    good = True
+    for work in works:
+        if side.partition(",")[0] not in work.transports:
+            continue
+        began = time.monotonic()
+        with _broker(side, folder) as shared:
+            for repeat in range(1, sizes.repeats + 1):
+                with _broker(side, folder) if fresh_broker and repeat > 1 else contextlib.nullcontext(shared) as broker:
+                    good &= _repeat(work, side, Stage(sizes, broker, folder, repeat), results)
+        results.note(**{f"seconds {work.id} {side}": round(time.monotonic() - began, 1)})
+    return good
+
+
+def _repeat(work: Work, side: str, stage: Stage, results: Results) -> bool:
+    gc.collect()
+    try:
+        found: list[Finding] = uvloop.run(_closing(work, stage))
+    except Exception as error:
+        results.failed(work.id, side, stage.number, error)
+        return False
+    for finding in found:
+        results.add(Case(work.id, side, finding.case), stage.number, finding.figures)
+    return True
+
+
+async def _closing(work: Work, stage: Stage) -> list[Finding]:
+    try:
+        return await work.measure(stage)
+    finally:
+        await asyncio.to_thread(stage.close)
+
+
+@contextlib.contextmanager
+def _broker(side: str, folder: Path) -> Iterator[Kafka | None]:
+    if side == "embedded":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix="broker-") as place:
+        broker = Kafka(Path(place) / "broker", flush_each="flush=1" in side)
+        try:
+            yield broker
+        finally:
+            broker.close()
