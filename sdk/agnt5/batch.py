@@ -25,11 +25,10 @@ TIMEOUT = "timeout"
 
 @dataclass(frozen=True, slots=True)
 class BatchError:
-    """Why an item failed: the original exception's type (its last dotted part), its message and its traceback."""
+    """Why an item failed: the original exception's type (its last dotted part) and its message."""
 
     type: str
     message: str
-    traceback: str = ""
 
     @property
     def code(self) -> str:
@@ -216,7 +215,7 @@ class BatchRun(Operation[T_co]):
         told = None
         if error is not None:
             info = error_info(error)
-            told = BatchError(short_type(info.type), info.message, info.traceback)
+            told = BatchError(short_type(info.type), info.message)
             self._errors[index] = error
         self._results[index] = BatchItemResult(index, status, output, told, float(self.activation.now - started))
         if error is not None and self._stop_at_failure:

@@ -14,11 +14,12 @@ from agnt5.batch import BatchResult, BatchRun
 from agnt5.codec import codec_for, decode_plain
 from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
+from agnt5.live_logger import LiveLogger
 from agnt5.replay.children import ChildHandle, ChildStart, child_of
 from agnt5.replay.entries import Entry, caller
 from agnt5.replay.inplace import InPlace
 from agnt5.replay.joins import Join
-from agnt5.replay.logger import WorkflowLogger
+from agnt5.replay.logger import workflow_logger
 from agnt5.replay.pending import Pending
 from agnt5.replay.protocol import EmitAsk, SignalAsk, SleepAsk
 from agnt5.replay.questions import question as make_question
@@ -55,7 +56,7 @@ class WorkflowContext:
     - `logger`: a standard logger, silent during replay
     """
 
-    __slots__ = ("_activation", "logger", "session", "state", "user")
+    __slots__ = ("_activation", "_logger", "session", "state", "user")
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
@@ -63,7 +64,7 @@ class WorkflowContext:
         self.state = RunState(activation)
         self.session = Scope(info.session_id, SessionState(activation))
         self.user = Scope(info.user_id, UserState(activation))
-        self.logger = WorkflowLogger(activation)
+        self._logger: LiveLogger | None = None
 
     # ------------------------------------------------------------------ what the run is
 
@@ -92,6 +93,12 @@ class WorkflowContext:
     @property
     def metadata(self) -> Mapping[str, str]:
         return self._activation.info.metadata
+
+    @property
+    def logger(self) -> LiveLogger:
+        if self._logger is None:
+            self._logger = workflow_logger(self._activation)
+        return self._logger
 
     # ------------------------------------------------------------------ steps
 
@@ -207,6 +214,7 @@ class WorkflowContext:
             idempotency_key=f"{info.run_id}/{function.name}",
             metadata=info.metadata,
             on_progress=self.progress,
+            on_log=self._log,
         )
         return InPlace(activation, function, ctx, args, kwargs, caller(3))
 
@@ -302,6 +310,12 @@ class WorkflowContext:
         listener = self._activation.listener
         if listener is not None and not self._activation.replaying:
             listener.progress(fraction, message)
+
+    def _log(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        """A line of a function that runs in place."""
+        listener = self._activation.listener
+        if listener is not None and not self._activation.replaying:
+            listener.log(level, message, fields)
 
     # ------------------------------------------------------------------
 

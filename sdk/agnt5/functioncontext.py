@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-_logger = logging.getLogger("agnt5.function")
+from agnt5.live_logger import LiveLogger
 
 
 class FunctionContext:
@@ -64,17 +62,21 @@ class FunctionContext:
         self.idempotency_key = idempotency_key
         self.metadata: Mapping[str, str] = {} if metadata is None else metadata
         self.cancelled = False
-        self._logger: FunctionLogger | None = None
+        self._logger: LiveLogger | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._progress = on_progress
         self._heartbeat = on_heartbeat
         self._log = on_log
 
     @property
-    def logger(self) -> FunctionLogger:
+    def logger(self) -> LiveLogger:
         if self._logger is None:
-            self._logger = FunctionLogger(self)
+            fields = {"run_id": self.run_id, "workflow": self.workflow_name, "step": self.name, "attempt": self.attempt}
+            self._logger = LiveLogger("agnt5.function", fields, lambda: None if self._log is None else self._line)
         return self._logger
+
+    def _line(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        self._tell(self._log, level, message, {"step": self.name, **fields})
 
     def progress(self, fraction: float | None = None, message: str | None = None) -> None:
         """Tell whoever watches the run live; nothing is recorded. `fraction` is from 0 to 1."""
@@ -103,44 +105,3 @@ class FunctionContext:
 
     def __repr__(self) -> str:
         return f"<FunctionContext {self.name!r} of run {self.run_id!r}, attempt {self.attempt}>"
-
-
-class FunctionLogger(logging.LoggerAdapter[logging.Logger]):
-    """A standard logger whose records carry the run and the step."""
-
-    def __init__(self, ctx: FunctionContext) -> None:
-        fields = {"run_id": ctx.run_id, "workflow": ctx.workflow_name, "step": ctx.name, "attempt": ctx.attempt}
-        super().__init__(_logger, fields)
-        self._ctx = ctx
-
-    def isEnabledFor(self, level: int) -> bool:  # the standard library's name
-        return self._ctx._log is not None or self.logger.isEnabledFor(level)
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return msg, kwargs
-
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """As in the standard library: `%` arguments, `extra`, `exc_info`."""
-        ctx = self._ctx
-        if ctx._log is not None:
-            fields: dict[str, Any] = {"step": ctx.name, **(kwargs.get("extra") or {})}
-            if kwargs.get("exc_info"):
-                fields["traceback"] = traceback.format_exc()
-            ctx._tell(ctx._log, logging.getLevelName(level).lower(), _text(msg, args), fields)
-        if self.logger.isEnabledFor(level):
-            kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-            _, changed = self.process(msg, kwargs)
-            self.logger.log(level, msg, *args, **changed)
-
-
-def _text(msg: object, args: tuple[object, ...]) -> str:
-    """The message with its arguments; both as they are when they do not fit, which must not fail the function."""
-    text = str(msg)
-    if not args:
-        return text
-    values: Any = args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
-    try:
-        return str(text % values)
-    except (TypeError, ValueError, KeyError):
-        return f"{text} {args!r}"

@@ -718,20 +718,32 @@ async def test_a_failed_run_goes_on_from_what_failed() -> None:
 
 
 async def test_progress_and_log_lines_are_live_only() -> None:
+    @function
+    async def speaks(ctx: FunctionContext) -> None:
+        ctx.logger.info("working")
+
     @workflow
     async def tells(ctx: WorkflowContext) -> None:
         ctx.logger.info("begin %s", 1, extra={"a": 1})
         ctx.progress(0.5, "half")
         await ctx.sleep(1)
+        await ctx.step(speaks)
+        await speaks(ctx)
         ctx.logger.warning("end")
 
     async with TestEnvironment() as env:
         handle = await env.start(tells)
         await handle.result()
-        assert handle.logs == [("info", "begin 1", {"a": 1}), ("warning", "end", {})]
+        assert [line[:2] for line in handle.logs] == [
+            ("info", "begin 1"),
+            ("info", "working"),
+            ("info", "working"),
+            ("warning", "end"),
+        ]
+        assert handle.logs[0][2] == {"a": 1}
         assert handle.progress == [(0.5, "half")]
         env.replay(handle)
-        assert len(handle.logs) == 2
+        assert len(handle.logs) == 4
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,7 @@ class TestRun:
             idempotency_key=idempotency_key,
             metadata=self.info.metadata,
             on_progress=self.progress,
+            on_log=self.log,
         )
 
     async def _attempt(self, ask: StepAsk, ctx: FunctionContext, options: StepOptions) -> bytes:
