@@ -64,7 +64,7 @@ async def test_reading_before_the_start_of_the_log_is_an_error_not_a_skip(log: K
 
 
 async def test_a_log_whose_broker_never_answers_gives_up_when_its_patience_ends() -> None:
-    log = KafkaLog(plain("127.0.0.1:1"), patience=0.5)
+    log = KafkaLog(plain("127.0.0.1:1"), patience=0.5, delivery_timeout=0.5)
     with pytest.raises(RetriableError, match=r"127\.0\.0\.1:1"):
         await log.cluster_id()
     with pytest.raises(RetriableError):
