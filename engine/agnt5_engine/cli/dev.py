@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,7 +65,7 @@ class _Session:
             loop.add_signal_handler(number, self._stop.set)
         lifeline, own_end = os.pipe()
         tasks = [asyncio.create_task(self._watch())] if self._reload else []
-        tasks.append(asyncio.create_task(self._look_for_parked()))
+        tasks.append(asyncio.create_task(self._look_after_runs()))
         code = 0
         try:
             while not self._stop.is_set():
@@ -130,26 +132,59 @@ class _Session:
             return False
         return path.endswith(".py") or Path(path).name in (".env", "agnt5.toml")
 
-    async def _look_for_parked(self) -> None:
-        """Tell of each run that an edit no longer fits, once per life of the child."""
+    async def _look_after_runs(self) -> None:
+        """Tell of each live run that the code no longer fits, and of each parked one, once per life of the child."""
         from agnt5.client import AsyncClient
         from agnt5_engine.gateway.addresses import noted
 
-        told: set[tuple[str, int]] = set()
+        told: set[str] = set()
+        replayed = parked_in = 0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             process, urls = self._process, noted(self._settings.data_dir)
             if process is None or process.poll() is not None or not urls:
                 continue
+            if process.pid != parked_in:
+                told.clear()
+                parked_in = process.pid
             try:
                 async with AsyncClient(urls[0], self._key(), patience=0) as client:
                     parked = (await client.list_runs(status="paused", limit=100)).items
             except Exception:  # it starts or stops just now; the next look will tell
                 continue
             for run in parked:
-                if run.pause is not None and (run.run_id, process.pid) not in told:
-                    told.add((run.run_id, process.pid))
-                    _tell(run)
+                if run.pause is not None and run.run_id not in told:
+                    told.add(run.run_id)
+                    _tell_parked(run)
+            if process.pid != replayed:
+                replayed = process.pid
+                for one in await self._unfit(urls[0]):
+                    if one["run_id"] not in told:
+                        told.add(one["run_id"])
+                        _tell_unfit(one["run_id"], one["detail"])
+
+    async def _unfit(self, url: str) -> list[dict[str, Any]]:
+        """The live runs that today's code cannot replay, found in a process of its own: it loads the modules afresh."""
+        found = []
+        for module in self._modules:
+            replay = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "agnt5_engine.cli", "replay", module, "--all", "--json", "--url", url,
+                env={**os.environ, **self._environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            try:
+                out, _ = await replay.communicate()
+            except asyncio.CancelledError:
+                replay.kill()
+                await replay.wait()
+                raise
+            try:
+                found += [one for one in json.loads(out)["items"] if one["verdict"] == "no"]
+            except ValueError:
+                continue  # the module does not load, which the engine itself has said
+        return found
 
     def _key(self) -> str | None:
         return self._settings.api_key.get_secret_value() if self._settings.api_key else None
@@ -168,17 +203,21 @@ _IGNORED = frozenset(
 )
 
 
-def _tell(run: Run) -> None:
+def _tell_parked(run: Run) -> None:
     assert run.pause is not None
     if run.pause.reason == "non_determinism":
-        warn(
-            f"run {run.run_id} of {run.workflow} no longer fits the code: {run.pause.detail}\n"
-            "  It waits. Either undo the edit, and it goes on by itself;\n"
-            '  or keep the old way for runs that began before it: if ctx.patched("NAME"): new code, else: old code;\n'
-            f"  or give it up: agnt5 runs cancel {run.run_id}"
-        )
-    else:
-        warn(
-            f"run {run.run_id} of {run.workflow} is parked ({run.pause.reason}): {run.pause.detail}\n"
-            f"  Once that is mended: agnt5 runs retry {run.run_id}. Or give it up: agnt5 runs cancel {run.run_id}"
-        )
+        _tell_unfit(run.run_id, run.pause.detail)
+        return
+    warn(
+        f"run {run.run_id} of {run.workflow} is parked ({run.pause.reason}): {run.pause.detail}\n"
+        f"  Once that is mended: agnt5 runs retry {run.run_id}. Or give it up: agnt5 runs cancel {run.run_id}"
+    )
+
+
+def _tell_unfit(run_id: str, detail: str) -> None:
+    warn(
+        f"the code no longer fits a live run, which waits: {detail}\n"
+        "  Either undo the edit, and the run goes on by itself;\n"
+        '  or keep the old way for runs from before: if ctx.patched("NAME"): the new way, else: the old one;\n'
+        f"  or give the run up: agnt5 runs cancel {run_id}"
+    )

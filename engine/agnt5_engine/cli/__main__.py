@@ -1,0 +1,5 @@
+"""`python -m agnt5_engine.cli` is `agnt5`."""
+
+from agnt5_engine.cli import app
+
+app()
