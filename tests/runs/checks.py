@@ -274,6 +274,10 @@ def _counts(world: World, runs: dict[str, Run]) -> list[str]:
         unknown: set[str] = set()
         for run in runs.values():
             owner = run.key if scope == "session" else run.user
+            if run.workflow == "model.guilty" and world.weather.unfit:
+                # What it read is not in the log: with other code in charge of the tail it may have been told otherwise.
+                unknown.add(owner)
+                continue
             found = values.setdefault(owner, [])
             # An attempt that failed has counted too.
             complete = (

@@ -95,8 +95,8 @@ class Changelog:
             store, position = Store(), 0
         else:
             store = Store(local)
-        # The real table is written in pieces; the outcome must not depend on where they are cut.
-        store.write([row for offset, row in self.rows if offset >= position])
+        # The last row of each key, as `restored.py` takes them.
+        store.write({row.key: row for offset, row in self.rows if offset >= position}.values())
         return store
 
 

@@ -12,9 +12,11 @@ from agnt5 import WorkflowContext, workflow
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import (
     CancelRequested,
+    ChildFinished,
     Delivered,
     OwnerClaimed,
     Replied,
+    RetryRequested,
     RunRequested,
     SignalSent,
     StateWritten,
@@ -349,3 +351,96 @@ def test_a_child_that_is_asked_for_again_tells_its_parent_again_whatever_is_stil
     assert len({*reports}) == 2
     p.apply(Delivered(reports[:1], p.state.claim))
     assert reports[1] in p.state.outbox
+
+
+def asked_by_parent(command_id: str) -> RunRequested:
+    return RunRequested("child", command_id, "apply.one", b"{}", None, None, b"{}", "parent", "0", {}, None)
+
+
+def reports(p: Partition) -> list[ChildFinished]:
+    return [r for row in p.state.outbox.values() if isinstance(r := decode(row.value), ChildFinished)]
+
+
+def test_a_child_that_failed_goes_on_when_the_next_attempt_of_its_parent_asks_for_it() -> None:
+    p = Partition(one)
+    p.apply(asked_by_parent("parent/0"))
+    p.apply(StepFailed("child", "0", 0, "ValueError", "no", "", None, p.state.claim))
+    p.end("child")
+    p.apply(asked_by_parent("parent/0#1"))
+    assert p.run("child").status == "running"
+    p.apply(asked_by_parent("parent/0#1"))  # the same request once more changes nothing
+    p.succeed("0", ["worked", 1], "child")
+    p.end("child")
+    assert [(r.attempt, r.status) for r in reports(p)] == [(0, "failed"), (1, "completed")]
+
+
+def test_a_child_that_was_cancelled_before_it_came_starts_when_the_next_attempt_of_its_parent_asks_for_it() -> None:
+    p = Partition(one)
+    p.apply(CancelRequested("child", "parent/0:cancel", False), asked_by_parent("parent/0"))
+    assert p.run("child").status == "cancelled"
+    p.apply(asked_by_parent("parent/0#1"))
+    p.succeed("0", ["worked", 1], "child")
+    p.end("child")
+    assert [(r.attempt, r.status) for r in reports(p)] == [(0, "cancelled"), (1, "completed")]
+
+
+@workflow(name="apply.calling", retries=1)
+async def calling(ctx: WorkflowContext) -> Any:
+    return await ctx.call(one)
+
+
+def test_how_a_child_ended_for_an_earlier_attempt_of_its_parent_is_not_told_to_the_next() -> None:
+    p = Partition(calling)
+    p.request(calling)
+    failed = ChildFinished("run", "0", 0, "child", "failed", None, "ValueError", "no", "")
+    p.apply(failed)
+    p.end()
+    p.apply(failed)
+    assert not p.run().ending
+    p.apply(failed._replace(status="completed", output=b"1"))
+    p.end()
+    assert p.run().output == b"1"
+
+
+def test_an_end_that_was_written_twice_does_not_end_the_attempt_after_it() -> None:
+    p = Partition(one)
+    p.request(one)
+    p.apply(StepFailed("run", "0", 0, "ValueError", "no", "", None, p.state.claim))
+    p.end()
+    p.apply(RetryRequested("run", "retry"))
+    p.end()  # its first copy was thought to be lost
+    assert p.run().status == "running"
+    p.succeed("0", ["worked", 1])
+    p.end()
+    assert p.run().status == "completed"
+
+
+# ------------------------------------------------------------------ other code in charge of a tail
+
+
+@workflow(name="apply.counting")
+async def counting(ctx: WorkflowContext) -> int:
+    await ctx.step(work, 1, 0)
+    return await ctx.session.state.update("n", lambda n: n + 1, 0)
+
+
+def test_a_write_of_a_run_that_todays_code_does_not_fit_counts_for_the_others_of_its_session() -> None:
+    p = Partition(counting)
+    p.request(counting, "s.one", "s")
+    p.request(counting, "s.two", "s")
+    p.succeed("0", ["worked", 1], "s.one")
+    p.apply(written(p))
+    p.end("s.one")
+    p.succeed("0", ["worked", 1], "s.two")
+    p.apply(written(p))
+    base = p.state.session("s").base
+    del p.code.workflows["apply.counting"]
+    p.crash()
+    assert p.run("s.one").status == p.run("s.two").status == "paused"
+    assert (p.state.session("s").base, p.state.session("s").state) == (base, {"n": b"2"})
+    p.code.workflows["apply.counting"] = counting
+    p.told = []
+    p.apply(OwnerClaimed("other", "2"))
+    p.end("s.two")
+    assert p.run("s.one").status == p.run("s.two").status == "completed"
+    assert p.state.session("s").state == {"n": b"2"}

@@ -156,7 +156,7 @@ def decode(data: bytes) -> Any:
 
 def is_a(data: bytes, cls: type[Any]) -> bool:
     """Whether `data` holds a record or row of this kind, of whatever version; its body is not looked at."""
-    version = _VERSIONS.get(data[:HEADER])
+    version = _VERSIONS.get(_opened(data)[:HEADER])
     return version is not None and version.cls is cls
 
 

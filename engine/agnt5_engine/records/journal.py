@@ -184,10 +184,11 @@ class Replied(NamedTuple):
 
 
 class ChildFinished(NamedTuple):
-    """Tells the parent at `path` how its child ended."""
+    """Tells the parent at `path` how its child ended. `attempt`: the last one of the parent's that asked for it."""
 
     run_id: str
     path: str
+    attempt: int
     child_run_id: str
     status: str
     output: bytes | None
@@ -209,9 +210,10 @@ class RunRetried(NamedTuple):
 
 
 class RunFinished(NamedTuple):
-    """The end of a run: completed, failed, cancelled or timeout."""
+    """The end of a run, in this attempt of it: completed, failed, cancelled or timeout."""
 
     run_id: str
+    attempt: int
     status: str
     output: bytes | None
     error_type: str | None

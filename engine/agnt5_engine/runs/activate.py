@@ -36,7 +36,8 @@ from agnt5.replay.protocol import (
     ask_digest,
     ask_key,
 )
-from agnt5_engine.records.journal import RunFinished, RunRetried, StateWritten
+from agnt5_engine.records.avro import decode, is_a
+from agnt5_engine.records.journal import Replied, RunFinished, RunRetried, StateWritten
 from agnt5_engine.records.rows import AskNote, Held, HistoryRow, Mark, Read
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, Moved, SetTimer
@@ -383,9 +384,21 @@ def _withdraw(state: PartitionState, run: Run, path: str) -> None:
 
 def _lock(state: PartitionState, run: Run, ask: WriteAsk) -> None:
     session = state.session(run.key)
+    if _was_written(session, run, ask):
+        return
     session.lock = (run.run_id, ask.path)
     state.session_changed(session)
     state.effects.append(Append(run.run_id, state_written(state, session, run.run_id, ask)))
+
+
+def _was_written(session: Session, run: Run, ask: WriteAsk) -> bool:
+    """The write took effect while the run was parked; that it did stands in the queue."""
+    for held in session.queue:
+        if is_a(held.value, Replied):
+            record = decode(held.value)
+            if (record.run_id, record.path) == (run.run_id, ask.path):
+                return True
+    return False
 
 
 def is_locked(state: PartitionState, run: Run, path: str) -> bool:
@@ -403,20 +416,20 @@ def _end(state: PartitionState, run: Run, turn: Turn, time: int) -> None:
     rid, claim = run.run_id, state.claim
     match turn.outcome:
         case Completed(output):
-            record = RunFinished(rid, "completed", output, None, None, None, None, claim)
+            record = RunFinished(rid, run.attempt, "completed", output, None, None, None, None, claim)
         case Errored(e):
             workflow = state.code.workflow(run.workflow)
             retries = workflow.retries if workflow is not None else 0
             if run.attempt < retries and run.cancelled is None and not e.type.endswith(("FatalError", "InputError")):
                 record = RunRetried(rid, run.attempt + 1, e.type, e.message, e.traceback, e.step, claim)
             else:
-                record = RunFinished(rid, "failed", None, e.type, e.message, e.traceback, e.step, claim)
+                record = RunFinished(rid, run.attempt, "failed", None, e.type, e.message, e.traceback, e.step, claim)
         case Stopped() | None:
             status = "timeout" if run.cancelled == "timeout" else "cancelled"
             late = status == "timeout"
             record = RunFinished(
-                rid, status, None, "TimeoutError" if late else None, "the run's own timeout passed" if late else None,
-                None, None, claim,
+                rid, run.attempt, status, None, "TimeoutError" if late else None,
+                "the run's own timeout passed" if late else None, None, None, claim,
             )  # fmt: skip
     run.pending[END] = Pending(EndAsk(END, record), time)
     drop_activation(run)

@@ -219,7 +219,7 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
                 advance(state, run, Cause(held, Resolved(path, result), "step", p.ask.name, p.digest, attempt))
         case RunFinished():
             run = _open_run(state, held, record)
-            if run is not None:
+            if run is not None and record.attempt == run.attempt:
                 error = failure(record.error_type, record.message, record.traceback, record.step)
                 finish(state, run, held, record.status, record.output, error)
         case RunRequested():
@@ -412,6 +412,8 @@ def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None
     event: Resolved | Failed
     if r.status == "completed":
         event = Resolved(r.path, r.output or b"null")
+    elif r.attempt != run.attempt:
+        return  # how it ended when an earlier attempt had asked; it has been asked to go on
     else:
         error_type = r.error_type or ("TimeoutError" if r.status == "timeout" else "CancelledError")
         message = r.message or f"child run {r.child_run_id} is {r.status}"
@@ -421,14 +423,18 @@ def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None
 
 def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
     run = state.run(r.run_id)
-    session = state.sessions.get(routing_key(r.run_id))
-    if run is None or session is None or session.lock != (r.run_id, r.path) or run.ended:
+    if run is None or run.ended:
         return
-    p = run.pending.get(r.path)
-    if p is None or not isinstance(p.ask, WriteAsk):
-        return
-    if r.base != session.base:
-        state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
+    session = state.session(run.key)
+    if session.lock == (r.run_id, r.path):
+        p = run.pending[r.path]
+        assert isinstance(p.ask, WriteAsk)
+        if r.base != session.base:
+            state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
+            return
+    elif run.status != "paused" or r.base != session.base:
+        # What is left of it: written before its run was parked, by code that fitted. What others of the session wrote
+        # since builds on it, so it counts; the run will be told when it gets there.
         return
     session.state = changed(session.state, r.changes)
     session.base = held.offset
@@ -453,7 +459,10 @@ def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
     state.effects.append(Superseded(offset))
     for run_id in sorted(state.paused):
         run = state.run(run_id)
-        if run is None or run.status != "paused" or run.pause_reason == "poison":
+        if run is None or run.status != "paused":
+            state.paused.discard(run_id)
+            continue
+        if run.pause_reason == "poison":
             continue
         session = state.session(run.key)
         _refeed(state, run_id, unpark(state, run, state.now))

@@ -23,7 +23,7 @@ from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
 from agnt5_engine.runs.model import Cause, Run
-from agnt5_engine.runs.outbox import post_child_finished, post_reply
+from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 
@@ -43,6 +43,8 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
         run.trigger, run.metadata, run.envelope = r.trigger, r.metadata, r.envelope
         if r.parent_run_id is not None and r.parent_path is not None:
             run.parents = [Parent(r.parent_run_id, r.parent_path)]
+            if by_later_attempt(r.command_id):
+                run.commands[r.command_id] = None
         state.runs[r.run_id] = run
         state.changed(run)
         state.verdict(r.command_id, r.run_id)
@@ -56,16 +58,31 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
 
 
 def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequested) -> None:
+    by_later = r.parent_run_id is not None and by_later_attempt(r.command_id) and r.command_id not in run.commands
+    if by_later and _goes_on_again(run):
+        go_on_again(state, run, held, run.attempt + 1 if run.ended else run.attempt, r.command_id)
+        return
     same = run.workflow == r.workflow and run.input == r.input
     state.verdict(r.command_id, r.run_id, "existing", f"run {r.run_id} exists", {"same": same, "status": run.status})
     if r.parent_run_id is None or r.parent_path is None:
         return
+    if by_later:
+        run.commands[r.command_id] = None
+        state.changed(run)
     parent = Parent(r.parent_run_id, r.parent_path)
     if run.ended:
         post_child_finished(state, held.offset, run, *parent)
     elif parent not in run.parents:
         run.parents = [*run.parents, parent]
         state.changed(run)
+
+
+def _goes_on_again(run: Run) -> bool:
+    """A child that did not complete, when the next attempt of its parent asks for it: else that attempt would fail as
+    the one before did. Not ended: it has been told so, and waited behind its own in-place call, or was parked."""
+    if run.ended:
+        return run.status != "completed"
+    return run.status != "paused" and run.begun and begun_attempt(run) < run.attempt
 
 
 def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> None:

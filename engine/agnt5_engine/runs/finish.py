@@ -62,7 +62,8 @@ def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, comma
     run.earlier = None
     state.changed(run)
     arm_deadline(state, run, held.time)
-    advance(state, run, Cause(held, None, again=True, attempt=attempt, command_id=command_id))
+    # One that was cancelled before it began has nothing to go on from.
+    advance(state, run, Cause(held, None, again=run.begun, attempt=attempt, command_id=command_id))
 
 
 def unpark(state: PartitionState, run: Run, time: int) -> list[Held]:

@@ -51,6 +51,15 @@ def _id(kind: str, run: Run, path: str) -> str:
     return f"{kind}:{run.run_id}/{path}" + (f"#{run.attempt}" if run.attempt else "")
 
 
+def by_later_attempt(command_id: str) -> bool:
+    """Whether a run's first attempt is not the one that asks; for commands that runs send."""
+    return "#" in command_id
+
+
+def _attempt_of(command_id: str) -> int:
+    return int(command_id.rpartition("#")[2])
+
+
 def child_run_id(parent: Run, ask: ChildAsk) -> str:
     """Derived from parent and entry path, in the parent's session unless the child is given another."""
     if ask.run_id:
@@ -64,9 +73,10 @@ def child_run_id(parent: Run, ask: ChildAsk) -> str:
 def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
     """Ask for the child run; returns the ask with the child's ID in it."""
     ask = ask._replace(run_id=child_run_id(run, ask))
+    id = _id("child", run, ask.path)
     record = RunRequested(
         run_id=ask.run_id,
-        command_id=f"{run.run_id}/{ask.path}",
+        command_id=id.removeprefix("child:"),
         workflow=ask.workflow,
         input=ask.input,
         session_id=ask.session_id or run.session,
@@ -77,7 +87,7 @@ def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
         metadata=run.metadata,
         envelope=None,
     )
-    _tell(state, _id("child", run, ask.path), ask.run_id, record)
+    _tell(state, id, ask.run_id, record)
     return ask
 
 
@@ -118,8 +128,17 @@ def post_emit(state: PartitionState, run: Run, ask: EmitAsk) -> None:
 
 def post_child_finished(state: PartitionState, offset: int, child: Run, parent_run_id: str, path: str) -> None:
     """`offset`: of the record that makes us tell the parent; it may have to be told more than once."""
+    attempt = max((_attempt_of(c) for c in child.commands if c.startswith(f"{parent_run_id}/{path}#")), default=0)
     record = ChildFinished(
-        parent_run_id, path, child.run_id, child.status, child.output, child.error_type, child.message, child.traceback
+        parent_run_id,
+        path,
+        attempt,
+        child.run_id,
+        child.status,
+        child.output,
+        child.error_type,
+        child.message,
+        child.traceback,
     )
     _tell(state, f"done:{parent_run_id}/{path}@{offset}", parent_run_id, record)
 
