@@ -234,6 +234,26 @@ async def test_steps_without_a_registered_function_run_and_are_kept(engine: Engi
     assert (await engine.run("local_steps")).output == ["from a coroutine", 2, 6]
 
 
+TRIES: list[int] = []
+
+
+@workflow
+async def retries_a_coroutine(ctx: WorkflowContext) -> str:
+    async def third_time_lucky() -> str:
+        TRIES.append(1)
+        if len(TRIES) < 3:
+            raise ConnectionError("not yet")
+        return "there"
+
+    await ctx.step(double, 1)
+    return await ctx.step("lucky", third_time_lucky())
+
+
+async def test_a_step_given_a_coroutine_is_tried_again_with_a_fresh_one(engine: Engine) -> None:
+    run = await engine.run("retries_a_coroutine")
+    assert (run.status, run.output) == ("completed", "there"), run.error
+
+
 @workflow
 async def remembers(ctx: WorkflowContext) -> None:
     await ctx.state.set("phase", "waiting")

@@ -17,9 +17,11 @@ from agnt5.execute import execute
 from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
+from agnt5.replay.entries import UsedUp
 from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
+from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.state import PartitionState
@@ -275,7 +277,14 @@ class _Attempt:
                     raise RuntimeError("the run left memory before its step began")
                 if ask.options is not None:
                     options = StepOptions.from_json(ask.options)
-                result = await run.activation.callable(ask.path)(ctx)
+                try:
+                    result = await run.activation.callable(ask.path)(ctx)
+                except UsedUp:
+                    # It was given a coroutine, and a coroutine runs once: only the code itself makes another.
+                    drop_activation(run)
+                    while not revive(owner._state, run):
+                        await asyncio.sleep(0.02)
+                    result = await run.activation.callable(ask.path)(ctx)
             else:
                 function = owner._function(ask.function)
                 if function is None:

@@ -8,6 +8,7 @@ from zlib import crc32
 from pydantic_core import from_json, to_json
 
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
+from agnt5.replay.questions import InvalidAnswer, check_answer
 from agnt5.state import apply_changes
 from agnt5_engine.records.journal import (
     CancelRequested,
@@ -170,10 +171,10 @@ def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
         return
     pending = run.pending[path]
     assert isinstance(pending.ask, UserAsk)
-    problem = check_answer(pending.ask, from_json(r.response))
-    if problem is not None:
-        message, allowed = problem
-        state.verdict(r.command_id, r.run_id, "invalid_answer", message, allowed)
+    try:
+        answer = check_answer(pending.ask, from_json(r.response))
+    except InvalidAnswer as e:
+        state.verdict(r.command_id, r.run_id, "invalid_answer", str(e), [o["id"] for o in e.allowed])
         return
     if run.status == "paused":
         run.held = [*run.held, state.waiting(held)]
@@ -183,7 +184,7 @@ def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
     key = pending.key
     assert key is not None
     cause = Cause(
-        held, Resolved(path, r.response), "user", key.name, pending.digest, by=r.responder, command_id=r.command_id
+        held, Resolved(path, answer), "user", key.name, pending.digest, by=r.responder, command_id=r.command_id
     )
     advance(state, run, cause)
 
@@ -211,23 +212,6 @@ def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
             return None
     where = f" at entry {r.entry}" if r.entry is not None else ""
     state.verdict(cid, rid, "not_pending", f"run {rid} asks nothing{where}")
-    return None
-
-
-def check_answer(ask: UserAsk, answer: Any) -> tuple[str, Any] | None:
-    """What is wrong with an answer, and what would be right; None when it will do."""
-    allowed = [o["id"] for o in from_json(ask.options)]
-    if answer is None:
-        return None if ask.skippable else ("this question cannot be skipped", allowed)
-    if ask.input_type == "multiselect":
-        if not isinstance(answer, list) or not all(isinstance(x, str) for x in answer):
-            return "the answer to a multiselect is a list of option ids", allowed
-        wrong = [] if ask.allow_custom else [x for x in answer if x not in allowed]
-        return (f"not among the options: {', '.join(map(repr, wrong))}", allowed) if wrong else None
-    if not isinstance(answer, str):
-        return f"the answer is a string, not {type(answer).__name__}", allowed
-    if ask.input_type in ("select", "approval") and not ask.allow_custom and answer not in allowed:
-        return f"{answer!r} is not among the options", allowed
     return None
 
 
