@@ -17,7 +17,15 @@ from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from agnt5_engine.transport.base import BadTopicError, Batch, Member, RetriableError, TransportError
+from agnt5_engine.transport.base import (
+    BadTopicError,
+    Batch,
+    Member,
+    OffsetGoneError,
+    RetriableError,
+    TopicPartition,
+    TransportError,
+)
 from agnt5_engine.transport.faust_app import EngineApp, NoProducer, Wiring
 from agnt5_engine.transport.kafka.assignor import Assignor
 from agnt5_engine.transport.kafka.members import group_members
@@ -135,6 +143,15 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         self._arrived[source] = deque()
         self._thread.post(self._thread.seek_now, source, offset, turn)
 
+    def unreadable(self, source: TP, error: OffsetGoneError) -> None:
+        """The journal does not hold what comes next: called on the engine's loop."""
+        lane = self.lanes.get(source)
+        if lane is not None and not lane.held:
+            lane.held = True
+            lane.epoch += 1
+            self._flowing.discard(source)
+            self.wiring.sink.unreadable(TopicPartition(*source), error)
+
     def gone(self, error: TransportError) -> None:
         """The thread cannot go on, and a new start would not help: called on the engine's loop."""
         self.sink_failure = self.sink_failure or error
@@ -161,12 +178,17 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
                 if lane.position is not None:
                     self.client_seek(source, lane.position)
             await self.on_partitions_assigned(assigned, generation)
+            journal, standbys = self.wiring.journal, self.app.assignor.assigned_standbys()
+            self.wiring.sink.standby(frozenset(source.partition for source in standbys if source.topic == journal))
 
     async def withdraw(self, revoked: Iterable[TP] | None = None) -> None:
         revoked = None if revoked is None else set(revoked)
         await super().withdraw(revoked)
         for source in list(self._arrived) if revoked is None else revoked:
             self._arrived.pop(source, None)
+
+    async def sink_pin(self, positions: Mapping[TopicPartition, int]) -> None:
+        await self._thread.call_thread(self._thread.pin, positions)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         try:
@@ -201,6 +223,7 @@ class KafkaApp(EngineApp):
             wiring,
             FAUST_URL,
             broker_session_timeout=session,
+            table_standby_replicas=wiring.settings.standbys,
             PartitionAssignor=Assignor,
         )
 

@@ -125,6 +125,10 @@ class KafkaLog:
     async def _metadata(self) -> Any:
         return await self.wire.ask(MetadataRequest([], allow_auto_topic_creation=False))
 
+    @property
+    def away_for(self) -> float | None:
+        return self.wire.away_for
+
     async def close(self) -> None:
         await self._producer.close()
         await self.wire.close()

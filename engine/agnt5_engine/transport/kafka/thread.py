@@ -22,7 +22,7 @@ from faust.transport.consumer import ensure_TPset
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
-from agnt5_engine.transport.base import Batch, OffsetGoneError, Record, RetriableError, TransportError
+from agnt5_engine.transport.base import Batch, OffsetGoneError, Record, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.kafka.wire import Client
 
 if TYPE_CHECKING:
@@ -283,9 +283,18 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
                 f"{journal}[{source.partition}] does not hold offset {offset} (any more): its first is {first}. "
                 "Records that runs need are gone; see `agnt5 doctor`"
             )
-            self._tell(self.consumer.gone, error)
+            self._tell(self.consumer.unreadable, source, error)
 
     # -- committing
+
+    async def pin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Commit all of these or none, be they ours or another member's."""
+        consumer = self._ensure_consumer()
+        offsets = {KafkaPartition(*source): OffsetAndMetadata(offset, "") for source, offset in positions.items()}
+        try:
+            await consumer._coordinator._do_commit_offsets(None, offsets)
+        except errors.KafkaError as error:
+            raise RetriableError(f"positions cannot be committed just now: {error}") from error
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         consumer = self._ensure_consumer()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,7 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
     async def _metadata_update(self, cluster_metadata: Any, topics: Iterable[str]) -> bool:
         request = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
         nodes = [broker.nodeId for broker in self.cluster.brokers()]
+        random.shuffle(nodes)
         for node in nodes:
             connection = await self._get_conn(node)
             if connection is None:
