@@ -313,3 +313,18 @@ async def test_a_result_that_is_too_large_fails_the_step_for_good(pool: Pool, jo
 
     assert failed.retry_at is None
     assert "AGNT5_MAX_PAYLOAD_BYTES" in failed.message
+
+
+async def test_what_a_dead_worker_may_have_had_is_asked_for_not_executed(pool: Pool, journal: Journal) -> None:
+    steps, positions = Steps(), Positions(0)
+    journal.held = []
+    pool.ask(positions, 0, command("a"))
+    await journal.flushed()
+
+    assert journal.beats() == [("a", "again")]
+    assert positions.done == 0
+    journal.held.pop()()
+    assert positions.done == 1
+    assert steps.begun == []
+    pool.take(positions, 1, command("a"))  # still wanted
+    await until(lambda: steps.begun == ["a"])

@@ -78,8 +78,7 @@ class Dispatcher:
             return True
         if (*key, pending.attempt) not in self._sending:
             self._sending.add((*key, pending.attempt))
-            if pending.restarts >= ALONE_FROM:
-                self._send(queue, _Sent(owner, run.run_id, StepWithdrawn(run.run_id, path)))
+            self._in_hand.pop(key, None)  # whoever had it has let go of it
             self._send(queue, _Sent(owner, run.run_id, _command(run, pending, path)))
         return True
 

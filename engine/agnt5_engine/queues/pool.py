@@ -98,10 +98,12 @@ class Pool:
         self._works[key] = work = Work(self, positions, offset, command, attempt)
         work.submit()
 
-    def again(self, commands: Iterable[StepCommand]) -> None:
-        """Another worker may have died with these in hand: the journal is to count it."""
-        for command in commands:
-            self.results.append(StepBeat(command.run_id, command.path, command.attempt, self.worker, "again"))
+    def ask(self, positions: Positions, offset: int, command: StepCommand) -> None:
+        """Another worker may have finished this command, or died of it: the owner of its run knows, and sends it anew
+        if it is still wanted."""
+        positions.add(offset)
+        beat = StepBeat(command.run_id, command.path, command.attempt, self.worker, "again")
+        self.results.append(beat, lambda: positions.finish(offset))
 
     def over(self, work: Work, *, remember: bool) -> None:
         """The work needs nothing more."""

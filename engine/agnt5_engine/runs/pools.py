@@ -10,7 +10,7 @@ from agnt5_engine.runs.effects import Abandon, Execute, StepAlive
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.state import PartitionState
 
-#: Workers that died with the step in hand, from which on it is executed alone.
+#: Workers that may have died with the step in hand, from which on it is executed alone.
 ALONE_FROM = 3
 #: Workers that may die while they execute it alone, before its run is parked.
 _DEATHS_ALONE = 2
@@ -36,8 +36,7 @@ def step_beat(state: PartitionState, held: Held, r: StepBeat) -> None:
             _ask_again(state, run, r.path, p)
         case "again":
             p.restarts += 1
-            if p.restarts == ALONE_FROM:
-                _ask_again(state, run, r.path, p)
+            _ask_again(state, run, r.path, p)
         case "alone":
             p.isolated += 1
             if p.isolated > _DEATHS_ALONE:
