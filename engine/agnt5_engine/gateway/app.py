@@ -79,8 +79,8 @@ def create_app(
     async def _gone(request: Request, error: ClientGoneError) -> Response:
         return Response(status_code=499)  # nobody reads it; it is counted
 
-    # The paths of answers come before those of workflows, whose first part is a name.
-    for resource in (approvals, workflow_routes, runs, events, webhooks, dead_letters, processors, health, pages):
+    # Starting runs is the hot path: its routes are tried first.
+    for resource in (workflow_routes, approvals, runs, events, webhooks, dead_letters, processors, health, pages):
         app.include_router(resource.routes(gateway))
     openapi.install(app, settings)
     app.add_middleware(Door, settings=settings)

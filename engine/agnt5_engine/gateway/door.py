@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,7 +52,10 @@ class Door:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._own_host = urlsplit(settings.advertised_url or "").hostname
+        own_host = urlsplit(settings.advertised_url or "").hostname
+        self._is_ours = lru_cache(256)(partial(_is_ours, own_host=own_host))
+        self._seconds = lru_cache(256)(SECONDS.labels)
+        self._requests = lru_cache(1024)(REQUESTS.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +71,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                SECONDS.labels(_route(scope)).observe(time.perf_counter() - begun)
+                self._seconds(_route(scope)).observe(time.perf_counter() - begun)
             await send(message)
 
         try:
@@ -84,7 +88,8 @@ class Door:
             detail = "This was not expected; the processor's log says where it happened (event http.failed)."
             await problem(500, "internal", detail)(scope, receive, counted)
         finally:
-            REQUESTS.labels(scope["method"] if scope["method"] in _METHODS else "other", _route(scope), status).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._requests(method, _route(scope), status).inc()
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -117,23 +122,24 @@ class Door:
         for name, value in headers:
             if name == b"sec-fetch-site" and value not in (b"same-origin", b"none"):
                 return problem(403, "cross-site", "A page of another site may not do that.")
-            if name == b"host" and not self._is_ours(value.decode("latin-1")):
+            if name == b"host" and not self._is_ours(value):
                 detail = "This host name is not ours: use 127.0.0.1, or set AGNT5_ADVERTISED_URL or AGNT5_API_KEYS."
                 return problem(403, "foreign-host", detail)
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        if "." not in name or name == self._own_host or name.endswith(".localhost"):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
+
+def _is_ours(host: bytes, own_host: str | None) -> bool:
+    try:
+        name = urlsplit(f"//{host.decode('latin-1')}").hostname or ""
+    except ValueError:
+        return False
+    if "." not in name or name == own_host or name.endswith(".localhost"):
         return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 from pydantic import BaseModel
 
-from agnt5.client.models import PartitionReadiness, Problem, Readiness
+from agnt5.client.models import PartitionReadiness, Readiness
 from agnt5_engine.gateway.context import Gateway
-from agnt5_engine.gateway.routing import answers, router, shaped
+from agnt5_engine.gateway.routing import PROBLEM, answers, router, shaped
 
 
 class Alive(BaseModel):
@@ -48,5 +48,5 @@ _METRICS = {"description": "Metrics", "content": {"text/plain": {"schema": {"typ
 
 def _open(responses: dict[int | str, dict[str, object]]) -> dict[int | str, dict[str, object]]:
     return {status: answer for status, answer in responses.items() if status not in (401, 503)} | {
-        403: {"model": Problem, "description": "From a foreign site"}
+        403: {"description": "From a foreign site", "content": PROBLEM}
     }

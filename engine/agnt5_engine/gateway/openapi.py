@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from agnt5.client.models import Event, Problem
 from agnt5_engine.gateway.door import OPEN_PATHS, WEBHOOKS
-from agnt5_engine.gateway.problems import MEDIA_TYPE
 from agnt5_engine.settings import Settings
 
 _KEYS: list[dict[str, list[str]]] = [{"key": []}, {"bearer": []}]
@@ -20,6 +20,8 @@ def install(app: FastAPI, settings: Settings) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            for shape in (Problem, Event):  # named by reference only
+                document["components"]["schemas"][shape.__name__] = shape.model_json_schema(mode="serialization")
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     _settle(operation)
@@ -37,15 +39,11 @@ def install(app: FastAPI, settings: Settings) -> None:
 
 
 def _settle(operation: dict[str, Any]) -> None:
-    responses: dict[str, Any] = operation["responses"]
-    for answer in responses.values():
+    for answer in operation["responses"].values():
         content = answer.get("content", {})
-        schema = content.get("application/json", {}).get("schema", {})
-        if schema.get("$ref", "").endswith("/Problem"):
-            content[MEDIA_TYPE] = content.pop("application/json")
-        if schema == {}:
+        if content.get("application/json", {}).get("schema") == {}:
             # FastAPI's default for a route that makes its own response.
-            content.pop("application/json", None)
+            del content["application/json"]
 
 
 def _security(path: str) -> list[dict[str, list[str]]]:

@@ -12,8 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agnt5.client.models import Problem
-from agnt5_engine.gateway.problems import invalid
+from agnt5_engine.gateway.problems import MEDIA_TYPE, invalid
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -32,6 +31,8 @@ _MEANINGS = {
     500: "Unexpected",
     503: "Not just now: ask again after Retry-After",
 }
+# By reference: FastAPI would build a validator for each of some three hundred of them.
+PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _ALWAYS = (401, 403, 422, 431, 500, 503)
 _WITH_BODY = (400, 408, 413, 415)
 
@@ -76,7 +77,7 @@ def answers(
     if shape is not None:
         responses[status] = {"model": shape, "description": _MEANINGS.get(status, "Done")}
     for code in sorted({*_ALWAYS, *(_WITH_BODY if body else ()), *also}):
-        responses[code] = {"model": Problem, "description": _MEANINGS[code]}
+        responses[code] = {"description": _MEANINGS[code], "content": PROBLEM}
     return responses
 
 
