@@ -20,14 +20,14 @@ from tests.client.conftest import Caller
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.02)
 
 
 async def asked(client: Caller, run_id: str) -> None:
     """Wait until the run has asked its question."""
     async with asyncio.timeout(20):
-        while (await client.get_run(run_id)).status != "awaiting_user_input":  # noqa: ASYNC110
+        while (await client.get_run(run_id)).status != "awaiting_user_input":
             await asyncio.sleep(0.02)
 
 

@@ -93,7 +93,7 @@ async def test_retry_goes_on_with_a_failed_run_only(one: Processor) -> None:
 
 async def test_whoever_waits_for_a_run_that_is_parked_gets_it(one: Processor) -> None:
     waiting = asyncio.create_task(one.http.post("/v1/workflows/signalled/run", json={}))
-    while not one.engine.cluster.runs:  # noqa: ASYNC110
+    while not one.engine.cluster.runs:
         await asyncio.sleep(0.01)
     next(iter(one.engine.cluster.runs.values())).park("non_determinism")
     run = (await waiting).json()

@@ -83,7 +83,7 @@ async def read(live: Live, path: str, seen: list[int], after: int = 0, stop_afte
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 

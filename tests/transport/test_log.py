@@ -184,7 +184,7 @@ async def _journal_and_changelog(log: Log, fresh: Fresh) -> tuple[TopicPartition
 async def _until_committed(log: Log, group: str, source: TopicPartition, offset: int) -> None:
     """Kafka shows an offset of a transaction a moment after it has acknowledged it; the marker row is the truth."""
     async with asyncio.timeout(30):
-        while await log.committed(group, source) != offset:  # noqa: ASYNC110
+        while await log.committed(group, source) != offset:
             await asyncio.sleep(0.02)
 
 

@@ -198,7 +198,7 @@ async def test_acknowledged_offsets_are_committed_while_it_runs(group: Group) ->
         await group.append(target, 10)
         await sink.until(lambda: sink.next_offset.get(target) == 10)
         membership.acked(target, 10)
-        while await group.log.committed(group.name, target) != 10:  # noqa: ASYNC110
+        while await group.log.committed(group.name, target) != 10:
             await asyncio.sleep(0.05)
 
 

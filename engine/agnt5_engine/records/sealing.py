@@ -24,7 +24,7 @@ class SealError(ValueError):
 
 
 class PayloadCodec(Protocol):
-    """What `use_codec` takes; your own may keep its keys elsewhere. Both calls are on the hot path: they never block."""
+    """What `use_codec` takes; yours may keep its keys elsewhere. Both calls are on the hot path: they never block."""
 
     def seal(self, value: bytes) -> bytes:
         """The value as it is kept; it begins with MAGIC."""
