@@ -8,7 +8,14 @@ from pydantic_core import to_json
 
 from agnt5.workflow import Workflow
 from agnt5_engine.records.avro import decode, encode
-from agnt5_engine.records.journal import OwnerClaimed, RunFinished, RunRequested, RunRetried, StepSucceeded
+from agnt5_engine.records.journal import (
+    OwnerClaimed,
+    RunFinished,
+    RunRequested,
+    RunRetried,
+    StateWritten,
+    StepSucceeded,
+)
 from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import checkpoint, table
 from agnt5_engine.runs.ask import ask_everything
@@ -78,6 +85,11 @@ class Partition:
 
     def succeed(self, path: str, result: Any = None, run_id: str = "run", attempt: int = 0) -> list[Effect]:
         return self.apply(StepSucceeded(run_id, path, attempt, to_json(result), self.state.claim))
+
+    def write(self, run_id: str = "run") -> list[Effect]:
+        """Apply the session write that the run asks for."""
+        asked = [e.record for e in self.told if isinstance(e, Append) and e.run_id == run_id]
+        return self.apply([r for r in asked if isinstance(r, StateWritten)][-1])
 
     def end(self, run_id: str = "run") -> list[Effect]:
         """Apply the record that says how the run's code ended."""

@@ -444,3 +444,40 @@ def test_a_write_of_a_run_that_todays_code_does_not_fit_counts_for_the_others_of
     p.end("s.two")
     assert p.run("s.one").status == p.run("s.two").status == "completed"
     assert p.state.session("s").state == {"n": b"2"}
+
+
+# ------------------------------------------------------------------ commands to parked runs
+
+
+@workflow(name="apply.asking")
+async def asking(ctx: WorkflowContext) -> Any:
+    return await ctx.wait_for_user("well?")
+
+
+def park_by_losing_the_code(p: Partition) -> None:
+    p.code.workflows.clear()
+    drop_activation(p.run())
+
+
+def test_of_two_answers_to_a_parked_run_the_first_counts_and_the_second_is_told_so() -> None:
+    p = Partition(asking)
+    p.request(asking)
+    park_by_losing_the_code(p)
+    for name in ("one", "two", "three", "two"):
+        p.apply(UserResponded("run", name, None, b'"%b"' % name.encode(), name))
+    assert p.run().status == "paused"
+    assert [p.verdicts(name) for name in ("one", "three")] == [[None], ["already_answered"]]
+    assert p.verdicts("two") == ["already_answered"] * 2
+    p.code.workflows[asking.name] = asking
+    p.apply(OwnerClaimed("other", "2"))
+    p.end()
+    assert p.run().output == b'"one"'
+
+
+def test_a_cancel_that_finds_no_code_to_ask_ends_the_run() -> None:
+    p = Partition(asking)
+    p.request(asking)
+    park_by_losing_the_code(p)
+    p.apply(CancelRequested("run", "cancel", False))
+    assert p.run().status == "cancelled"
+    assert p.verdicts("cancel") == [None]

@@ -69,7 +69,7 @@ def advance(state: PartitionState, run: Run, cause: Cause) -> bool:
     """Deliver the cause to the run's code. False when the run did not take it: parked, or its turn is still open."""
     if cause.held.offset == state.poison_offset:
         detail = f"applying the journal record at offset {cause.held.offset} to it killed its processor again and again"
-        park(state, run, cause.held, "poison", detail)
+        _put_aside(state, run, cause, "poison", detail)
         return False
     time = cause.held.time
     if run.history:
@@ -79,9 +79,8 @@ def advance(state: PartitionState, run: Run, cause: Cause) -> bool:
         if activation is None:
             activation = _activation(state, run)
             if activation is None:
-                park(
-                    state, run, cause.held, "unknown_workflow", f"no workflow {run.workflow!r} in this processor's code"
-                )
+                detail = f"no workflow {run.workflow!r} in this processor's code"
+                _put_aside(state, run, cause, "unknown_workflow", detail)
                 return False
             if run.begun and not cause.again:
                 turn = activation.rebuild(h.replayed(run.history), _pending_keys(run))
@@ -95,7 +94,7 @@ def advance(state: PartitionState, run: Run, cause: Cause) -> bool:
         else:
             turn = activation.start(time)
     except NonDeterminismError as e:
-        park(state, run, cause.held, "non_determinism", str(e))
+        _put_aside(state, run, cause, "non_determinism", str(e))
         return False
     if turn.calls:
         _open(state, run, cause, turn, time, rebuilding=False)
@@ -175,7 +174,7 @@ def finish_call(
     except NonDeterminismError as e:
         session.turn = None
         session.queue.pop(0)
-        park(state, run, cause.held, "non_determinism", str(e))
+        _put_aside(state, run, cause, "non_determinism", str(e))
         return True
     if opened.calls:
         return False
@@ -201,6 +200,13 @@ def close_turn(state: PartitionState, session: Session) -> None:
     session.queue.pop(0)
     state.session_changed(session)
     commit(state, opened.run, opened.cause, opened.turn, opened.time)
+
+
+def _put_aside(state: PartitionState, run: Run, cause: Cause, reason: str, detail: str) -> None:
+    """Park the run with the record that it does not take. A command has been accepted all the same: it is kept."""
+    park(state, run, cause.held, reason, detail)
+    if cause.command_id is not None:
+        state.verdict(cause.command_id, run.run_id)
 
 
 def park(state: PartitionState, run: Run, held: Held | None, reason: str, detail: str) -> None:

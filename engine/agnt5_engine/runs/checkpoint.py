@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from agnt5.replay.protocol import UserAsk
 from agnt5_engine.records.avro import decode, encode, head
+from agnt5_engine.records.routing import routing_key
 from agnt5_engine.records.rows import HistoryRow, PendingRow, SessionRow
 from agnt5_engine.runs import table
 from agnt5_engine.runs.activate import drop_activation
@@ -56,6 +57,9 @@ def collect(state: PartitionState) -> list[Row]:
 def _run_rows(run: Run, rows: list[Row]) -> None:
     inline = run.ended and run.saved == 0 and _is_small(run.history)
     run_id = run.run_id
+    if run.replaces is not None:
+        rows += _forgotten_rows(run.replaces)
+        run.replaces = None
     if run.head_changed or not run.stored:
         head = run_row(run, inline=inline)
         rows.append(Row(table.run_key(run_id), encode(head), head))
@@ -68,6 +72,8 @@ def _run_rows(run: Run, rows: list[Row]) -> None:
     for path, gone in run.gone.items():
         if path not in run.pending:
             rows.append(Row(table.pending_key(run_id, path), None, gone))
+        elif isinstance(gone.ask, UserAsk):  # asked again: it has another place among the questions
+            rows.append(Row(table.asked_key(gone.asked_at, table.pending_key(run_id, path)[1:]), None))
     run.gone = {}
     for path, p in run.pending.items():
         if not p.saved:
@@ -77,13 +83,23 @@ def _run_rows(run: Run, rows: list[Row]) -> None:
     run.stored = True
 
 
+def _forgotten_rows(old: Run) -> list[Row]:
+    """What is left of a run that retention let go of, when another is started under its ID."""
+    rows = [Row(table.created_key(old.created_at, old.run_id.encode()), None)]
+    rows += [Row(table.history_key(old.run_id, i), None) for i in range(old.saved)]
+    rows += [Row(table.pending_key(old.run_id, path), None, p) for path, p in old.gone.items()]
+    return rows
+
+
 def _is_small(history: list[HistoryRow]) -> bool:
     return len(history) <= _INLINE_ROWS and sum(len(row.value) for row in history if row.value) <= _INLINE_BYTES
 
 
 def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
-    """Rows of finished runs that retention has let go of, as deletions (derived rows too)."""
+    """Rows of what retention has let go of, as deletions (derived rows too). Call after `collect`."""
     rows: list[Row] = []
+    gone: set[bytes] = set()
+    keys: set[str] = set()
     for key, _ in state.rows.scan(table.BY_FINISHED):
         finished_at, run_id = table.finished_of(key)
         if len(rows) >= limit or finished_at + state.retention_ms >= state.now:
@@ -91,15 +107,40 @@ def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
         rows.append(Row(key, None))
         data = state.rows.get(table.run_key(run_id))
         row = decode(data) if data is not None else None
-        if row is None or row.finished_at != finished_at or run_id in state.dirty_runs:
-            continue  # it lives again, or ended anew
+        run = state.runs.get(run_id)
+        if row is None or row.finished_at != finished_at or (run is not None and run.finished_at != finished_at):
+            continue  # it lives again, or ended anew, or another was started under its ID
         state.runs.pop(run_id, None)
         rows.append(Row(table.run_key(run_id), None))
         rows.append(Row(table.created_key(row.created_at, run_id.encode()), None))
         rows += [Row(k, None) for k, _ in state.rows.scan(table.history_prefix(run_id))]
-        if row.session_id is None and "." not in run_id:
-            rows.append(Row(table.session_row_key(run_id), None))
-            state.sessions.pop(run_id, None)
+        gone.add(table.run_key(run_id))
+        if (row.session_id or run_id) == routing_key(run_id):
+            keys.add(routing_key(run_id))
+    for key_of_run in keys:
+        if not _has_runs(state, key_of_run, gone):
+            rows.append(Row(table.session_row_key(key_of_run), None))
+            state.sessions.pop(key_of_run, None)
+    return rows + _old_cancels(state)
+
+
+def _has_runs(state: PartitionState, key: str, gone: set[bytes]) -> bool:
+    """Whether anybody is left who can use the state of a run that had no session: itself, its children."""
+    stored = (k for k, _ in state.rows.scan(table.run_key(key)) if k not in gone)
+    return any(routing_key(k[1:].decode()) == key for k in stored) or any(r.key == key for r in state.runs.values())
+
+
+def _old_cancels(state: PartitionState, limit: int = 100) -> list[Row]:
+    """Some of the cancels for runs that never came, a few at a time."""
+    rows: list[Row] = []
+    after, state.swept = state.swept, None
+    for n, (key, value) in enumerate(state.rows.scan(table.EARLY_CANCEL, after)):
+        if n == limit:
+            break
+        state.swept = key
+        run_id = key[1:].decode()
+        if run_id not in state.early_cancels and decode(value).time + state.retention_ms < state.now:
+            rows.append(Row(key, None))
     return rows
 
 

@@ -10,6 +10,7 @@ from pydantic_core import from_json, to_json
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
 from agnt5.replay.questions import InvalidAnswer, check_answer
 from agnt5.state import apply_changes
+from agnt5_engine.records.avro import decode, is_a
 from agnt5_engine.records.journal import (
     CancelRequested,
     RetryRequested,
@@ -46,6 +47,7 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
             run.parents = [Parent(r.parent_run_id, r.parent_path)]
             if by_later_attempt(r.command_id):
                 run.commands[r.command_id] = None
+        run.replaces = state.runs.get(r.run_id)
         state.runs[r.run_id] = run
         state.changed(run)
         state.verdict(r.command_id, r.run_id)
@@ -110,6 +112,8 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
             state, run,
             Cause(held, Cancelled("cancel"), name="cancel", digest=state.interrupting, command_id=r.command_id),
         )  # fmt: skip
+        if run.status == "paused":  # parked by this: there is no code to ask, as in the case above
+            finish(state, run, held, "cancelled")
 
 
 def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> list[Held]:
@@ -176,10 +180,11 @@ def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
     except InvalidAnswer as e:
         state.verdict(r.command_id, r.run_id, "invalid_answer", str(e), [o["id"] for o in e.allowed])
         return
+    if r.entry is None:  # should it have to wait, it stays the answer to this question
+        state.current = r = r._replace(entry=path)
+        held = held._replace(value=b"")
     if run.status == "paused":
-        run.held = [*run.held, state.waiting(held)]
-        state.changed(run)
-        state.verdict(r.command_id, r.run_id)
+        _keep_answer(state, held, run, r)
         return
     key = pending.key
     assert key is not None
@@ -187,6 +192,27 @@ def user_responded(state: PartitionState, held: Held, r: UserResponded) -> None:
         held, Resolved(path, answer), "user", key.name, pending.digest, by=r.responder, command_id=r.command_id
     )
     advance(state, run, cause)
+
+
+def _keep_answer(state: PartitionState, held: Held, run: Run, r: UserResponded) -> None:
+    """The run is parked: the answer waits with it, and there can be only one."""
+    for other in run.held:
+        if is_a(other.value, UserResponded):
+            first = decode(other.value)
+            if first.entry == r.entry and first.command_id != r.command_id:
+                _answered(state, r, first.entry, first.response, first.responder)
+                return
+            if first.command_id == r.command_id:
+                break
+    else:
+        run.held = [*run.held, state.waiting(held)]
+        state.changed(run)
+    state.verdict(r.command_id, r.run_id)
+
+
+def _answered(state: PartitionState, r: UserResponded, entry: str, response: bytes, by: str | None) -> None:
+    detail = {"entry": entry, "response": from_json(response), "answered_by": by}
+    state.verdict(r.command_id, r.run_id, "already_answered", f"entry {entry} was answered already", detail)
 
 
 def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
@@ -206,9 +232,7 @@ def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
         return None
     for row in reversed(run.history):
         if row.kind == "user" and row.event == h.RESOLVED and r.entry in (None, row.path):
-            answer = from_json(row.value or b"null")
-            detail = {"entry": row.path, "response": answer, "answered_by": row.by}
-            state.verdict(cid, rid, "already_answered", f"entry {row.path} was answered already", detail)
+            _answered(state, r, row.path, row.value or b"null", row.by)
             return None
     where = f" at entry {r.entry}" if r.entry is not None else ""
     state.verdict(cid, rid, "not_pending", f"run {rid} asks nothing{where}")

@@ -122,6 +122,7 @@ class Run:
         "pause_detail",
         "pause_reason",
         "pending",
+        "replaces",
         "run_id",
         "saved",
         "seq",
@@ -176,6 +177,7 @@ class Run:
         self.executing = 0  # steps running in this process
         self.head_changed = False  # the RunRow must be written again
         self.stored = False  # the table has a RunRow
+        self.replaces: Run | None = None  # one of this ID that was forgotten, and may have rows
         self.saved = 0  # so many HistoryRows are in the table
         self.gone: dict[str, Pending] = {}  # what is pending no longer, and has a row
 

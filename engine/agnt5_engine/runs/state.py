@@ -61,6 +61,7 @@ class PartitionState:
         self.poison_offset = -1  # the record there keeps killing owners: its run is parked instead
         self.interrupting = 0  # 1 + in-place calls that have returned, while a record interrupts others
         self.current: JournalRecord | None = None  # the record being applied
+        self.swept: bytes | None = None  # up to where early cancels were looked through
         self.calls = 0  # in-place calls ever begun in this memory
         # What the next checkpoint writes.
         self.dirty_runs: dict[str, Run] = {}
