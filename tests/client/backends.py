@@ -107,7 +107,10 @@ class FakeBackend:
 class RealProcessor:
     """One `agnt5 processor` with the test's workflows, as a process group of its own."""
 
-    def __init__(self, directory: Path, name: str, broker: str, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, name: str, broker: str, *, flows: Path | None = None, **environment: str
+    ) -> None:
+        self._flows = flows or FLOWS
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -122,7 +125,7 @@ class RealProcessor:
         agnt5 = Path(sys.executable).with_name("agnt5")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [agnt5, "processor", FLOWS],
+                [agnt5, "processor", self._flows],
                 cwd=self._directory,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

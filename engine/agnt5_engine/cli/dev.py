@@ -157,6 +157,8 @@ class _Session:
                     told.add(run.run_id)
                     _tell_parked(run)
             if process.pid != replayed:
+                if not replayed:
+                    say(f"Ready: {urls[0]} is the page, {urls[0]}/docs the API.")
                 replayed = process.pid
                 for one in await self._unfit(urls[0]):
                     if one["run_id"] not in told:
