@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from benchmarks import kafka, report
-from benchmarks.results import FOLDER, Results, fresh, machine
-from benchmarks.sizes import NAMED, Sizes
+from benchmarks.durability import SIDES
+from benchmarks.options import add_options, scratch, sizes_of
+from benchmarks.peers import compare
+from benchmarks.results import Results, fresh, machine
 from benchmarks.works import WORKS, measure
 
 
@@ -22,8 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["report"]:
         return report.main(given[1:])
     if given[:1] == ["peers"]:
-        from benchmarks.peers import compare
-
         return compare.main(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -53,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.transport in ("embedded", "both"):
         sides.append("embedded")
     results = Results(options.results or fresh("run"))
-    durability = {side: EMBEDDED if side == "embedded" else kafka.durability("flush=1" in side) for side in sides}
+    durability = {side: SIDES[side] for side in sides}
     results.note(**machine(), sizes=dataclasses.asdict(sizes), durability=durability)
     works = [WORKS[name] for name in options.only]
     good = True
@@ -62,39 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             good &= measure(works, side, sizes, results, folder, fresh_broker=options.fresh_broker)
     print(report.text(results.path), file=sys.stderr)
     return 0 if good else 1
-
-
-EMBEDDED = "every append synced to the disk (RocksDB, group commit) before it is acknowledged"
-
-
-def add_options(parser: argparse.ArgumentParser, works: Sequence[str]) -> None:
-    """What measuring and comparing have in common."""
-
-    def chosen(text: str) -> list[str]:
-        names = [name.strip().upper() for name in text.split(",") if name.strip()]
-        if wrong := sorted(set(names) - set(works)):
-            raise argparse.ArgumentTypeError(f"no such work: {', '.join(wrong)}; there are {', '.join(works)}")
-        return names
-
-    parser.add_argument("--only", type=chosen, default=list(works), metavar="W1,W3", help="these works")
-    parser.add_argument("--repeats", type=int, metavar="N", help="instead of the size's own number")
-    parser.add_argument("--size", choices=sorted(NAMED), default="default", help="how much is done")
-    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
-    parser.add_argument("--full", dest="size", action="store_const", const="full", help="the same as --size full")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="add to this file; default: a new one in results/")
-
-
-def sizes_of(options: argparse.Namespace) -> Sizes:
-    sizes = NAMED[options.size]
-    return dataclasses.replace(sizes, repeats=options.repeats) if options.repeats else sizes
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder on the disk the project is on: what is measured may be its syncs, and /tmp is often memory."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=FOLDER, prefix="scratch-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

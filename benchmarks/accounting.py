@@ -89,9 +89,10 @@ def written_bytes(root: int) -> int:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended (it may still wait for its parent to notice)."""
+    """Whether a process has ended with all its threads (it may still wait for its parent to notice)."""
     fields = _stat(pid)
-    return not fields or fields[0] in "ZX"
+    # Until the last thread is gone, so are its sockets not.
+    return not fields or (fields[0] in "ZX" and int(fields[17]) <= 1)
 
 
 def _stat(pid: int) -> list[str]:

@@ -64,10 +64,3 @@ def missing() -> str | None:
         return None
     reason: str | None = _SCRIPT.missing()
     return reason
-
-
-def durability(flush_each: bool) -> str:
-    """What is safe when a batch is acknowledged, in one line."""
-    if flush_each:
-        return "acks=all, 1 replica, log.flush.interval.messages=1: synced to the disk before the ack"
-    return "acks=all, 1 replica, Kafka's default flushing: in the broker's page cache at the ack, synced later"

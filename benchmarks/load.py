@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -33,6 +35,18 @@ async def post(client: aiohttp.ClientSession, url: str, body: Mapping[str, Any])
         return json.loads(answer)
 
 
+def post_now(url: str, body: Mapping[str, Any]) -> None:
+    """One request, without an event loop. Raises RequestFailed."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), _JSON, method="POST")
+    try:
+        urllib.request.urlopen(request, timeout=60).close()
+    except urllib.error.HTTPError as error:
+        with error:
+            raise RequestFailed(f"{url} answered {error.code}: {error.read()[:500].decode()}") from None
+    except OSError as error:
+        raise RequestFailed(f"{url}: {error}") from None
+
+
 async def run(client: aiohttp.ClientSession, url: str, workflow: str, **input: Any) -> Any:
     """Run a workflow to its end; its output. Raises RequestFailed when it did not complete."""
     answer = await post(client, f"{url}/v1/workflows/{workflow}/run", input)
@@ -42,14 +56,14 @@ async def run(client: aiohttp.ClientSession, url: str, workflow: str, **input: A
 
 
 async def posts(
-    client: aiohttp.ClientSession, requests: Sequence[tuple[str, Mapping[str, Any]]], connections: int
+    client: aiohttp.ClientSession, url: str, inputs: Sequence[Mapping[str, Any]], connections: int
 ) -> list[float]:
-    """Send all, so many at once; how long each took in seconds."""
-    todo = iter(requests)
+    """Send a request for each input, so many at once; how long each took in seconds."""
+    todo = iter(inputs)
     took: list[float] = []
 
     async def send() -> None:
-        for url, body in todo:
+        for body in todo:
             began = time.perf_counter()
             await post(client, url, body)
             took.append(time.perf_counter() - began)
@@ -61,5 +75,4 @@ async def posts(
 async def submit(url: str, workflow: str, inputs: Sequence[Mapping[str, Any]], connections: int) -> list[float]:
     """Submit a run for each input; how long each request took in seconds."""
     async with session(connections) as client:
-        target = f"{url}/v1/workflows/{workflow}/submit"
-        return await posts(client, [(target, one) for one in inputs], connections)
+        return await posts(client, f"{url}/v1/workflows/{workflow}/submit", inputs, connections)

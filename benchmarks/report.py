@@ -68,9 +68,9 @@ def text(path: Path) -> str:
             for name, found in figures.items():
                 out.append(f"    {name:<40} {_range(found):<34} {_verdict(case, name, found)}".rstrip())
             out.append("")
-    out += [
-        f"FAILED {line['work']} {line['side']}, repeat {line['repeat']}: {line['failed']}" for line in measured.failures
-    ]
+    for line in measured.failures:
+        first = line["failed"].partition("\n")[0]
+        out.append(f"FAILED {line['work']} on {line['side']}, repeat {line['repeat']}: {first}")
     return "\n".join(out)
 
 
@@ -132,8 +132,8 @@ def _circumstances(measured: Measured) -> str:
     out = [
         f"Measured {known.get('time', '?')} at {known.get('commit', '?')}: {known.get('cpu', '?')}, "
         f"{known.get('cores', '?')} cores shared by broker, processors and load; Python {known.get('python', '?')}; "
-        f"{'/'.join(map(str, repeats))} repeats, {minutes:.0f} minutes.",
-        *(f"Durability on {side}: {how}." for side, how in known.get("durability", {}).items()),
+        f"{'/'.join(map(str, repeats)) or 'no'} repeats, {minutes:.0f} minutes.",
+        *(f"Durability, {side}: {how}." for side, how in known.get("durability", {}).items()),
     ]
     if busy > _QUIET:
         out.append(f"The machine was disturbed: others used up to {busy:.1f} cores meanwhile.")

@@ -17,6 +17,8 @@ from benchmarks.figures import Figures, Summary, summary
 FOLDER = Path(__file__).parent / "results"
 _PACKAGES = ("aiokafka", "faust-streaming", "rocksdict", "fastavro", "pydantic-core", "uvloop")
 
+_LONGEST = 4_000
+
 
 class Case(NamedTuple):
     """What names a row of a table. `side`: who was measured (`ours`, or a peer), under which settings."""
@@ -42,7 +44,8 @@ class Results:
         self._write({**case._asdict(), "repeat": repeat, "figures": rounded})
 
     def failed(self, work: str, side: str, repeat: int, error: BaseException) -> None:
-        self._write({"work": work, "side": side, "repeat": repeat, "failed": f"{type(error).__name__}: {error}"})
+        what = f"{type(error).__name__}: {error}"
+        self._write({"work": work, "side": side, "repeat": repeat, "failed": what[:_LONGEST]})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line)
@@ -66,7 +69,9 @@ def read(path: Path) -> Measured:
     failures = []
     for line in _lines(path):
         if "circumstances" in line:
-            circumstances |= line["circumstances"]
+            for name, value in line["circumstances"].items():
+                known = circumstances.get(name)
+                circumstances[name] = known | value if isinstance(known, dict) else value
         elif "failed" in line:
             failures.append(line)
         else:

@@ -49,6 +49,6 @@ TINY = Sizes(
     repeats=1, heavy_repeats=0, warm_runs=5, acks=20, records=500, runs=2_000, steps=3, one_at_a_time=3, fan_out=20,
     batch=40, batch_at_once=10, submits=20, connections=4, events=2_000, sleepers=20, in_flight=10, step_seconds=0.1,
     session_timeout=2.0, lengths=(5, 20), finished=(20,), scaling_runs=1_500, settle=0.3, processes=(1,),
-    partitions=(2,),
+    partitions=(8,),
 )  # fmt: skip
 NAMED = {"default": DEFAULT, "full": FULL, "quick": QUICK, "tiny": TINY}

@@ -28,7 +28,7 @@ async def steps(stage: Stage, runs: int, processes: int = 1) -> Figures:
     if stage.broker is None:
         await stage.feed("steps", [event] * (warm + runs))
         processor.launch()
-        await stage.until(DONE, warm, processor)
+        await stage.until(STEPS, warm * stage.sizes.steps, processor)
     else:
         processor.start(stage.partitions)
         await stage.feed("steps", [event] * warm)
@@ -45,7 +45,7 @@ async def steps(stage: Stage, runs: int, processes: int = 1) -> Figures:
     figures = {"steps_per_s": count / spent.seconds} | cpu_figures(spent, count, "step")
     figures |= {f"{name}_cores": spent.cores(name) for name in spent.cpu}
     figures |= _bytes(stage, processor, written, journal, count)
-    processor.stop()
+    processor.kill()
     return figures
 
 

@@ -29,7 +29,7 @@ async def measure(stage: Stage) -> list[Finding]:
             runs.append(time.perf_counter() - began)
         spent = watch.stop()
         acks += await ack_times(stage, stage.sizes.acks // 4)
-    processor.stop()
+    processor.kill()
     figures = milliseconds(runs, "run_") | milliseconds(steps, "step_") | milliseconds(acks, "ack_")
     figures["step_p50_over_ack_p50"] = figures["step_p50_ms"] / figures["ack_p50_ms"]
     figures["run_p50_over_ack_p50"] = figures["run_p50_ms"] / figures["ack_p50_ms"]

@@ -24,7 +24,7 @@ async def measure(stage: Stage) -> list[Finding]:
         wide = await _timed(stage, processor, client, "fan_out", sizes.fan_out)
         await load.run(client, processor.url, "batch", n=sizes.batch // 10, at_once=sizes.batch_at_once)
         batch = await _timed(stage, processor, client, "batch", sizes.batch, at_once=sizes.batch_at_once)
-    processor.stop()
+    processor.kill()
     return [
         Finding(f"{sizes.fan_out:,} parallel steps", wide),
         Finding(f"batch of {sizes.batch:,}, {sizes.batch_at_once:,} at once", batch),

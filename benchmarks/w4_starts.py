@@ -33,7 +33,7 @@ async def _over_http(stage: Stage) -> Finding:
     await stage.until(DONE, sizes.warm_runs + sizes.submits, processor)
     done = time.perf_counter() - began
     spent = watch.stop()
-    processor.stop()
+    processor.kill()
     figures = {"starts_per_s": sizes.submits / seconds} | milliseconds(took, "submit_") | {"all_done_s": done}
     name = f"{sizes.submits:,} submits over HTTP, {sizes.connections} connections, 1 step each"
     return Finding(name, figures | cpu_figures(spent, sizes.submits, "run"))
@@ -58,7 +58,7 @@ async def _by_events(stage: Stage) -> Finding:
     await stage.until(BEGUN, warm + sizes.events, processor)
     count, seconds = stage.readings.count(BEGUN) - before, time.perf_counter() - began
     spent = watch.stop()
-    processor.stop()
+    processor.kill()
     if not count:
         raise RuntimeError("all runs had begun before the clock started: measure more events")
     figures = {"starts_per_s": count / seconds} | cpu_figures(spent, count, "run")

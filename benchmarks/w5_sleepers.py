@@ -53,7 +53,7 @@ async def _sleep(stage: Stage, count: int) -> Finding:
         return [one for pid, found in stage.readings.woken().items() for one in found[warm if pid in first else 0 :]]
 
     await stage.until_true(lambda: len(late()) >= count, processor, 120 + max(0.0, spare))
-    processor.stop()
+    processor.kill()
     figures = {
         "start_s": started,
         "starts_per_s": count / started,

@@ -89,7 +89,7 @@ async def _restarted(stage: Stage) -> Finding:
     killed_at = time.time()
     ready = processor.start(stage.partitions)
     lost = await _finish(stage, processor)
-    processor.stop()
+    processor.kill()
     figures = {"ready_s": ready} | recovery(stage.readings.executions(), killed_at) | lost
     return Finding(f"kill -9 with {stage.sizes.in_flight} runs in flight, restarted at once", figures)
 
@@ -108,7 +108,7 @@ async def _taken_over(stage: Stage) -> Finding:
     one.kill()
     killed_at = time.time()
     lost = await _finish(stage, two)
-    two.stop()
+    two.kill()
     figures = recovery(stage.readings.executions(), killed_at, dead=pid) | lost
     if "last_moving_s" in figures:
         figures["last_moving_after_session_timeout_s"] = figures["last_moving_s"] - stage.sizes.session_timeout

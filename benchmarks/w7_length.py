@@ -40,7 +40,7 @@ async def _lengths(stage: Stage) -> list[Finding]:
             seconds = time.perf_counter() - began
             figures = {"wall_us_per_step": seconds / times / n * 1e6} | cpu_figures(watch.stop(), times * n, "step")
             found.append(Finding(f"one run of {n:,} steps", figures))
-    processor.stop()
+    processor.kill()
     return found
 
 
@@ -54,11 +54,11 @@ async def _start_up(stage: Stage, count: int) -> Finding:
     await asyncio.sleep(stage.sizes.settle)
     processor.kill()
     figures = {"start_same_disk_s": processor.start(stage.partitions)}
-    processor.stop()
+    processor.kill()
     if stage.broker is not None:
         shutil.rmtree(stage.data / "state")
         figures["start_empty_disk_s"] = processor.start(stage.partitions)
-        processor.stop()
+        processor.kill()
     return Finding(f"start with {count:,} finished runs", figures)
 
 
