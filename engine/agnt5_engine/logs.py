@@ -94,7 +94,8 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        # structlog's own factory would exchange the logger class of the whole process.
+        logger_factory=logging.getLogger,
         cache_logger_on_first_use=True,
     )
 

@@ -92,6 +92,11 @@ def test_no_secret_reaches_a_line(log_format: str) -> None:
     assert "RuntimeError" in text
 
 
+def test_other_peoples_loggers_stay_what_they_were() -> None:
+    configured()
+    assert type(logging.getLogger("one.that.was.not.there.before")) is logging.Logger
+
+
 def test_an_exception_is_told_in_full() -> None:
     stream = configured()
     try:
