@@ -18,7 +18,6 @@ from agnt5.replay.protocol import (
     SignalAsk,
     SleepAsk,
     StepAsk,
-    TellChildAsk,
     TimedOut,
     UserAsk,
     UserStateAsk,
@@ -55,7 +54,7 @@ from agnt5_engine.records.routing import routing_key
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import activate
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, earlier_result, is_locked, moved, park, state_written
+from agnt5_engine.runs.activate import advance, is_locked, moved, park, state_written
 from agnt5_engine.runs.ask import ask_pending
 from agnt5_engine.runs.commands import (
     begun_attempt,
@@ -70,13 +69,11 @@ from agnt5_engine.runs.commands import (
 )
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
-from agnt5_engine.runs.model import DEADLINE, SIGNAL, Cause, DeadlineAsk, EndAsk, Run, Session
+from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
 from agnt5_engine.runs.pools import step_beat, step_dispatched
 from agnt5_engine.runs.schedules import schedule_begun
+from agnt5_engine.runs.settle import SETTLE, settle
 from agnt5_engine.runs.state import PartitionState
-
-#: In a queue, in place of a record: the run itself, to go on with what needs no record.
-_SETTLE = b"\0"
 
 
 def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) -> None:
@@ -178,7 +175,7 @@ def _drain(state: PartitionState, session: Session) -> None:
             return
         held = session.queue.pop(first)
         state.session_changed(session)
-        if held.value.startswith(_SETTLE):
+        if held.value.startswith(SETTLE):
             run = state.run(held.value[1:].decode())
             if run is not None:
                 settle(state, run, held)
@@ -295,52 +292,6 @@ def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
     run.held = [*run.held, state.waiting(held)]
     state.changed(run)
     return True
-
-
-def settle(state: PartitionState, run: Run, held: Held) -> None:
-    """Resolve what needs no record of its own: commands to children (the outbox has them), signals that came early,
-    results that an earlier attempt of the run has."""
-    if not run.signals and not run.tells and not run.keeps:
-        return
-    held = held._replace(value=_SETTLE + run.run_id.encode())
-    while not run.ended and not run.ending and run.status != "paused":
-        session = state.sessions.get(run.key)
-        if session is not None and session.busy:
-            if not _nothing_to_settle(run) and not any(q.value == held.value for q in session.queue):
-                # Behind the turn that is open, before what came later.
-                session.queue.insert(1 if session.turn is not None else 0, held)
-                state.session_changed(session)
-            return
-        if not _settle_one(state, run, held):
-            return
-
-
-def _nothing_to_settle(run: Run) -> bool:
-    names = {s.name for s in run.signals}
-    for p in run.pending.values():
-        if p.kept or isinstance(p.ask, TellChildAsk) or (isinstance(p.ask, SignalAsk) and p.ask.name in names):
-            return False
-    return True
-
-
-def _settle_one(state: PartitionState, run: Run, held: Held) -> bool:
-    if not run.signals and not run.tells and not run.keeps:
-        return False
-    for path, p in run.pending.items():
-        if p.kept:
-            assert not isinstance(p.ask, EndAsk | DeadlineAsk)
-            row = earlier_result(run, p.ask)
-            assert row is not None
-            event = Resolved(path, row.value or b"null")
-            cause = Cause(held, event, row.kind, row.name, row.digest, row.attempt, row.by, kept=True)
-            return advance(state, run, cause)
-        if isinstance(p.ask, TellChildAsk):
-            return advance(state, run, Cause(held, Resolved(path, b"null"), "tell", p.ask.command, p.digest))
-        if isinstance(p.ask, SignalAsk):
-            for signal in run.signals:
-                if signal.name == p.ask.name:
-                    return advance(state, run, Cause(held, Resolved(path, signal.payload), SIGNAL, p.ask.name))
-    return False
 
 
 def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
@@ -474,4 +425,4 @@ def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
 
 def revive(state: PartitionState, run: Run) -> bool:
     """Bring the run's code back into memory; False when that has to wait."""
-    return activate.revive(state, run, Held(state.applied, state.now, _SETTLE + run.run_id.encode()))
+    return activate.revive(state, run, Held(state.applied, state.now, SETTLE + run.run_id.encode()))
