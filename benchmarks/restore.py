@@ -102,7 +102,7 @@ async def measure(bootstrap: str, count: int, folder: Path, rounds: int = ROUNDS
         await checkpointer.open()
         for at in range(0, count, _CHECKPOINT):
             some = given[at : at + _CHECKPOINT]
-            head = MarkerRow(at, 0, 0, cluster, 1, True, 0, None, 0, "v1")
+            head = MarkerRow(at, 0, 0, cluster, 1, True, 0, None, 0, "v1", "one")
             await checkpointer.write([*some, Message(table.MARKER, encode(head))], journal, at + 1)
         seconds, cpu = [], []
         for n in range(rounds):

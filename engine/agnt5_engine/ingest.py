@@ -18,7 +18,7 @@ from agnt5_engine.starter import Starter
 from agnt5_engine.transport.base import Batch, Log, Membership, Record, RetriableError, TopicPartition
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
-from agnt5_engine.triggers.positions import place_trigger
+from agnt5_engine.triggers.positions import place_topic
 from agnt5_engine.triggers.redrive import redriven
 from agnt5_engine.triggers.schema_registry import SchemaRegistry
 
@@ -55,6 +55,8 @@ class Ingest:
         self._triggers = EventTriggers(registry.workflows(), self._registry, settings.max_payload_bytes)
         self._starter = Starter(processor.publisher, processor.local_owner)
         self.queues = Dispatcher(processor.log, settings, registry.find_function)
+        self._placed: set[TopicPartition] = set()
+        self._missing: set[str] = set()
         self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
 
     def topics(self) -> list[str]:
@@ -71,17 +73,33 @@ class Ingest:
             if self._processor.settings.is_embedded:
                 await self._processor.publisher.make(topic)
             else:
+                self._missing.add(topic)
                 log.warning("trigger.topic_missing", topic=topic, hint="it is picked up when it appears")
 
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        """Begin each trigger partition where it should; all are looked up before the first is pinned."""
+        """Begin each trigger partition that is new here where it should; all are looked up before the first is
+        pinned. The others go on."""
         p = self._processor
-        found = {}
-        for source in sorted(partitions):
-            found[source] = await place_trigger(p.log, p.settings, source)
-        for source, offset in found.items():
-            p.membership.acked(source, offset)  # pins the position, so that a restart starts here too
-            p.membership.seek(source, offset)
+        mine = partitions - self._placed
+        self._placed = set(partitions)
+        found: dict[TopicPartition, int] = {}
+        for topic in sorted({source.topic for source in mine}):
+            numbers = [source.partition for source in mine if source.topic == topic]
+            found |= await place_topic(p.log, p.settings, topic, numbers, appeared=topic in self._missing)
+        try:
+            if found.keys() - mine:
+                await p.membership.pin(found)
+        except RetriableError as e:
+            log.debug(
+                "trigger.pin_failed", error=str(e)
+            )  # the group is being rearranged: whoever gets them looks again
+        for source in sorted(mine):
+            p.membership.acked(source, found[source])  # pins the position, so that a restart starts here too
+            p.membership.seek(source, found[source])
+        self._missing -= {source.topic for source in found}
+
+    def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        self._placed -= partitions
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
         """Take a batch in; returns when all that came of it is durable."""

@@ -21,6 +21,7 @@ from agnt5_engine.ingest import Ingest
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
+from agnt5_engine.partition.standby import Standby
 from agnt5_engine.partition.steps import Slots
 from agnt5_engine.ports import NotHere, Page, Started, StartRequest
 from agnt5_engine.publisher import Publisher
@@ -38,8 +39,10 @@ from agnt5_engine.transport.base import (
     Log,
     Member,
     Membership,
+    OffsetGoneError,
     RetriableError,
     TopicPartition,
+    TransportError,
 )
 
 log = structlog.stdlib.get_logger(__name__)
@@ -71,6 +74,8 @@ class Processor:
         self._owners: dict[int, Owner] = {}
         self._assigned: frozenset[int] = frozenset()
         self._opening: dict[int, asyncio.Task[None]] = {}
+        self._standbys: dict[int, Standby] = {}
+        self._waiting: dict[int, str] = {}  # why a partition that is ours has no owner just now
         self._stopped: dict[int, str] = {}
         self._members: list[Member] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,6 +87,7 @@ class Processor:
         self._code_version = settings.code_version or registry.code_version()
         self._membership: Membership | None = None
         self._trouble: str | None = "has not joined the group yet"
+        self._silence: str | None = None  # what came of asking the group, when nothing did
         self._closing = False
         self.log: Log
         self.local = LocalRuns(settings.partitions, self._owner_of, self._live_owners)
@@ -104,7 +110,7 @@ class Processor:
                 self._trouble = f"waiting for the broker: {e}"
                 log.warning("broker.waiting", broker=self.settings.broker, error=str(e))
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 5)
+                delay = min(delay * 2, 2)
         self._membership = make_membership(
             self.settings.broker,
             app_id=self.settings.group,
@@ -128,6 +134,7 @@ class Processor:
         if self._membership is not None:
             await self._membership.stop(leave=leave)
         await self._give_up(frozenset(self._assigned), save=True)
+        await asyncio.gather(*(standby.close() for standby in self._standbys.values()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -148,8 +155,12 @@ class Processor:
         while True:
             try:
                 self._members = await self._membership.members()
+                self._silence = None
             except RetriableError as e:
+                self._silence = str(e)
                 log.debug("members.unknown", error=str(e))
+            except TransportError as e:
+                log.warning("members.unknown", error=str(e))
             await asyncio.sleep(_MEMBERS_SECONDS)
 
     # ------------------------------------------------------------------ Sink
@@ -163,6 +174,18 @@ class Processor:
             self._open_soon(p)
         await self.ingest.assigned(frozenset(tp for tp in partitions if tp.topic != self._journal))
 
+    def unreadable(self, source: TopicPartition, error: OffsetGoneError) -> None:
+        if (owner := self._owners.get(source.partition)) is not None:
+            self._owner_stopped(owner, error)  # taking it again finds out, and says, what has become of the journal
+
+    def standby(self, partitions: frozenset[int]) -> None:
+        if self._closing:
+            return
+        for p in self._standbys.keys() - partitions - self._assigned:  # those that became ours are closed by `_open`
+            self._spawn(self._standbys.pop(p).close())
+        for p in partitions - self._standbys.keys() - self._assigned:
+            self._standbys[p] = Standby(self._place(p))
+
     def _open_soon(self, partition: int, delay: float = 0.0) -> None:
         if partition not in self._owners and partition not in self._opening:
             task = asyncio.get_running_loop().create_task(self._open(partition, delay))
@@ -173,11 +196,14 @@ class Processor:
         owner: Owner | None = None
         try:
             await asyncio.sleep(delay)
+            if (standby := self._standbys.pop(partition, None)) is not None:
+                await standby.close()
             owner = self._new_owner(partition)
             offset = await owner.open()
             assert self._membership is not None
             self._owners[partition] = owner
             self._stopped.pop(partition, None)
+            self._waiting.pop(partition, None)
             self._membership.seek(owner.place.journal, offset)
             owner.go_live()
         except asyncio.CancelledError:
@@ -201,12 +227,16 @@ class Processor:
             log.error("partition.stopped", partition=partition, error=str(error))
         elif isinstance(error, FencedError):
             log.warning("partition.fenced", partition=partition, error=str(error))
+        elif isinstance(error, RetriableError):
+            self._waiting[partition] = str(error)
+            log.warning("partition.waiting", partition=partition, error=str(error))
         else:
+            self._waiting[partition] = str(error) or repr(error)
             log.error("partition.failed", partition=partition, error=repr(error), exc_info=error)
 
-    def _new_owner(self, partition: int) -> Owner:
+    def _place(self, partition: int) -> Place:
         s = self.settings
-        place = Place(
+        return Place(
             log=self.log,
             journal=TopicPartition(self._journal, partition),
             changelog=TopicPartition(s.changelog_topic, partition),
@@ -214,6 +244,10 @@ class Processor:
             folder=self._slot.folder / "tables" / s.journal_topic / str(partition),
             partitions=s.partitions,
         )
+
+    def _new_owner(self, partition: int) -> Owner:
+        s = self.settings
+        place = self._place(partition)
         checkpointer = self.log.checkpointer(f"{s.topic_prefix}{s.group}.{partition}", s.group, place.changelog)
         around = Surroundings(
             code=self._code,
@@ -249,6 +283,9 @@ class Processor:
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
         mine = frozenset(tp.partition for tp in partitions if tp.topic == self._journal)
         self._assigned -= mine
+        if not self._assigned:
+            self._trouble = "waiting for its partitions"  # told next when there are to be none
+        self.ingest.revoked(partitions)
         await self._give_up(mine, save=True)
 
     async def _give_up(self, partitions: frozenset[int], *, save: bool) -> None:
@@ -260,6 +297,7 @@ class Processor:
         await asyncio.gather(*(owner.close(save=save) for owner in owners))
         for p in partitions:
             self._stopped.pop(p, None)
+            self._waiting.pop(p, None)
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
         if source.topic != self._journal:
@@ -320,7 +358,13 @@ class Processor:
     def trouble(self) -> str | None:
         if self._stopped:
             return "; ".join(self._stopped[p] for p in sorted(self._stopped))
-        return self._trouble
+        if (away := self.log.away_for if hasattr(self, "log") else None) is not None:
+            return f"waiting for the broker: {self.settings.broker} has not answered for {away:.0f} s"
+        if self._trouble is not None or self._silence is not None:
+            return self._trouble or f"waiting for the broker: {self._silence}"
+        if self._waiting:
+            return "; ".join(f"partition {p}: {self._waiting[p]}" for p in sorted(self._waiting))
+        return None
 
     async def start(self, request: StartRequest) -> Started:
         return await self.local.start(request)

@@ -11,7 +11,7 @@ from typing import Any
 
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import make_membership
-from agnt5_engine.transport.base import Batch, Membership, TopicPartition
+from agnt5_engine.transport.base import Batch, Membership, OffsetGoneError, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
 from tests.kafka.real_log import plain, spec
 
@@ -28,6 +28,8 @@ class Recorder:
         self.events: list[tuple[str, frozenset[TopicPartition]]] = []
         self.seen: dict[TopicPartition, list[int]] = {}
         self.values: list[bytes | None] = []
+        self.errors: list[tuple[TopicPartition, OffsetGoneError]] = []
+        self.standbys: frozenset[int] = frozenset()
 
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         fresh = partitions - self.owned
@@ -41,6 +43,12 @@ class Recorder:
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
         self.owned -= partitions
         self.events.append(("revoked", partitions))
+
+    def unreadable(self, source: TopicPartition, error: OffsetGoneError) -> None:
+        self.errors.append((source, error))
+
+    def standby(self, partitions: frozenset[int]) -> None:
+        self.standbys = partitions
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
         self.seen.setdefault(source, []).extend(record.offset for record in batch.records)

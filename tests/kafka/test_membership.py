@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agnt5_engine.transport.base import BadTopicError, Message, OffsetGoneError, TopicPartition, TransportError
+from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import KafkaLog
 from tests.kafka.processors import SESSION_TIMEOUT, Child, Processor, make_journal, until
 from tests.kafka.real_log import plain, spec
@@ -195,22 +195,27 @@ async def test_a_session_timeout_that_the_broker_refuses_ends_the_membership_wit
     await a.stop(leave=False)
 
 
-async def test_a_journal_that_lost_records_ends_the_membership_instead_of_skipping_them(
+async def test_a_journal_partition_that_lost_records_is_told_of_while_the_others_go_on(
     log: KafkaLog, fresh: Any, kafka: str
 ) -> None:
     from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
     from aiokafka.structs import TopicPartition as KafkaPartition
 
     group, journal = fresh("g"), fresh("journal")
-    await make_journal(log, journal, 1)
-    await log.append(TopicPartition(journal, 0), [Message(b"k", b"v")] * 10)
+    await make_journal(log, journal, 2)
+    for partition in (0, 1):
+        await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")] * 10)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
     await admin.start()
     await admin.delete_records({KafkaPartition(journal, 0): RecordsToDelete(before_offset=5)})
     await admin.close()
-    a = await Processor(kafka, group, journal, "a", partitions=1).start()
-    with pytest.raises(OffsetGoneError, match="does not hold offset 0"):
-        await asyncio.wait_for(a.membership.failed(), 20)  # type: ignore[attr-defined]
+    a = await Processor(kafka, group, journal, "a", partitions=2).start()
+    await until(lambda: a.sink.errors and len(a.sink.values) == 10)
+    ((source, error),) = a.sink.errors
+    assert source.partition == 0
+    assert "does not hold offset 0" in str(error)
+    a.membership.seek(source, 5)
+    await until(lambda: a.sink.seen.get(source) == [5, 6, 7, 8, 9])
     await a.stop(leave=True)
 
 

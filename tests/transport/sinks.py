@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agnt5_engine.transport.base import Batch, Membership, Record, TopicPartition
+from agnt5_engine.transport.base import Batch, Membership, OffsetGoneError, Record, TopicPartition
 
 
 class NotingSink:
@@ -54,6 +54,12 @@ class NotingSink:
         finally:
             self.inside.discard(source)
             self._moved.set()
+
+    def unreadable(self, source: TopicPartition, error: OffsetGoneError) -> None:
+        raise error
+
+    def standby(self, partitions: frozenset[int]) -> None:
+        assert not partitions, "there is nobody to stand by for"
 
     def offsets(self, source: TopicPartition) -> list[int]:
         return [record.offset for record in self.records_of.get(source, [])]

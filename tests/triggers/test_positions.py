@@ -17,7 +17,7 @@ from agnt5_engine.transport import open_log
 from agnt5_engine.transport.base import Message, TopicPartition, TopicSpec
 from agnt5_engine.transport.embedded.log import EmbeddedLog
 from agnt5_engine.triggers import positions
-from agnt5_engine.triggers.positions import place_trigger, position, rule
+from agnt5_engine.triggers.positions import place_topic, position, rule
 
 from .engine import processor, runs_of
 
@@ -98,11 +98,11 @@ async def test_a_group_whose_offsets_were_forgotten_starts_at_the_beginning(tmp_
     settings = Settings(broker=f"embedded://{tmp_path}/log", partitions=1, trigger_start="latest")
     await log.create([TopicSpec(settings.changelog_topic, 1, "compact", None, 100_000)], 1)
     await log.create([TopicSpec(settings.journal_topic, 1, "delete", None, 100_000)], 1)
-    assert await place_trigger(log, settings, SOURCE) == 3
+    assert (await place_topic(log, settings, "orders", [0]))[SOURCE] == 3
 
     await log.append(TopicPartition(settings.changelog_topic, 0), [Message(b"m", b"x")])
 
-    assert await place_trigger(log, settings, SOURCE) == 0
+    assert (await place_topic(log, settings, "orders", [0]))[SOURCE] == 0
 
 
 async def test_the_first_position_is_pinned_before_anything_is_read(tmp_path: Path) -> None:

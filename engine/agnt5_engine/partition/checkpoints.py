@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from typing import Protocol
 
 import structlog
@@ -23,6 +24,9 @@ from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Checkpointer, FencedError, Message, RetriableError
 
 log = structlog.get_logger()
+
+#: What the last checkpoint may take when the partition is given up: somebody waits for it.
+_LAST_SECONDS = 5.0
 
 #: Changed runs after which a checkpoint does not wait for its time.
 _MANY = 4000
@@ -68,6 +72,7 @@ class Checkpoints:
         self._resident = resident
         self._written = restored.marker.applied if restored.marker is not None else -2
         before = restored.marker
+        self._lineage = (before.lineage if before is not None else "") or uuid.uuid4().hex
         self._takeovers = 1 if before is None or before.clean else before.takeovers + 1
         self._suspect = before.suspect if before is not None and not before.clean else None
         self._deaths = before.deaths + 1 if self._suspect is not None and before is not None else 0
@@ -113,6 +118,7 @@ class Checkpoints:
             suspect=suspect,
             deaths=deaths,
             code_version=self._code_version,
+            lineage=self._lineage,
         )
 
     # ------------------------------------------------------------------ while it is owned
@@ -176,7 +182,9 @@ class Checkpoints:
             await asyncio.gather(self._task, return_exceptions=True)
         if save:
             try:
-                await self.write(clean=True)
-            except (RetriableError, FencedError) as e:
+                async with asyncio.timeout(_LAST_SECONDS):
+                    await self.write(clean=True)
+            except (RetriableError, FencedError, TimeoutError) as e:
                 # The journal has it all; the next owner applies a longer tail.
-                log.warning("checkpoint.last_failed", partition=self._owner.partition, error=str(e))
+                error = str(e) or f"not done within {_LAST_SECONDS:.0f} s"
+                log.warning("checkpoint.last_failed", partition=self._owner.partition, error=error)

@@ -95,6 +95,7 @@ class Owner:
         self.timers = Timers(self._timer_fired)
         self._appender = Appender(place.log, place.journal, self._acked, self.fail)
         self._early: dict[int, tuple[int, JournalRecord]] = {}  # acked, but not the next to apply
+        self._last_acked = -1
 
     # ------------------------------------------------------------------ life
 
@@ -239,6 +240,12 @@ class Owner:
         if self.closed:
             return
         state, offset = self.state, ack.offset
+        if offset <= max(self._last_acked, self.claim):
+            last = max(self._last_acked, self.claim)
+            reason = f"the journal said offset {last} before, and now {offset}: was the topic deleted and made anew?"
+            self.fail(PartitionStopped(f"partition {self.partition}: {reason}"))
+            return
+        self._last_acked = offset + len(batch) - 1
         if ack.time > 0:
             # The ack took its time to come, so a sample is at most too small: follow the largest, slowly forgetting it.
             self.timers.skew = max(ack.time - int(time.time() * 1000), self.timers.skew - 1)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from agnt5_engine.partition.table import LocalMarker, Table, marker_now
-from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.avro import decode, encode, is_a
 from agnt5_engine.records.journal import OwnerClaimed
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.records.sealing import SealError
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 #: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped
 #: tombstones that it never saw (`delete.retention.ms` is 24 h by default).
 _STALE_SECONDS = 12 * 3600
+#: How often a table that nothing new comes for is noted to be up to date.
+_SEEN_SECONDS = 3600
 _WRITE_ROWS = 4000
 #: So many changelog offsets are worth opening the table for filling: it takes some 50 ms.
 _MANY_ROWS = 20_000
@@ -60,34 +62,53 @@ async def restore(place: Place, checkpointer: Checkpointer) -> Restored:
     """Fence earlier owners, then bring the local table to the end of the changelog."""
     await _patiently(checkpointer.open, place.journal)
     table = Table(place.folder)
-    start, end = await place.log.bounds(place.changelog)
-    local = table.marker()
-    if local is not None and not _usable(local, place.cluster_id, start, end):
-        log.info("table.discarded", partition=place.journal.partition, reason="not of this changelog, or too old")
-        table.clear()
-        local = None
-    position = local.changelog_offset if local is not None else start
-    if position < end:
-        began = time.perf_counter()
-        try:
-            count = await _fill(place, table, position, end)
-        except BaseException:
-            table.close()
-            raise
-        position = end
-        seconds = round(time.perf_counter() - began, 3)
-        log.info("table.restored", partition=place.journal.partition, rows=count, seconds=seconds)
-    data = table.get(MARKER)
     try:
+        began = time.perf_counter()
+        position, count = await follow(place, table)
+        if count:
+            seconds = round(time.perf_counter() - began, 3)
+            log.info("table.restored", partition=place.journal.partition, rows=count, seconds=seconds)
+        data = table.get(MARKER)
         marker = decode(data) if data is not None else None
     except SealError as e:
         table.close()
         raise PartitionStopped(f"partition {place.journal.partition}: its state cannot be read: {e}") from e
-    return Restored(table, marker, max(position, end))
+    except BaseException:
+        table.close()
+        raise
+    return Restored(table, marker, position)
+
+
+async def follow(place: Place, table: Table) -> tuple[int, int]:
+    """Bring the table to the end of the changelog. Returns that offset, and how many rows it took."""
+    start, end = await place.log.bounds(place.changelog)
+    local, before = table.marker(), _lineage(table)
+    if local is not None and not _usable(local, place.cluster_id, start, end):
+        log.info("table.discarded", partition=place.journal.partition, reason="not of this changelog, or too old")
+        table.clear()
+        local = None
+    if local is None:
+        return end, await _fill(place, table, start, end)
+    count = await _fill(place, table, local.changelog_offset, end)
+    if count and _lineage(table) != before:
+        log.info("table.discarded", partition=place.journal.partition, reason="the changelog was made anew")
+        table.clear()
+        count = await _fill(place, table, start, end)
+    elif not count and time.time() - local.written_at > _SEEN_SECONDS:
+        table.write((), marker_now(place.cluster_id, end))
+    return end, count
+
+
+def _lineage(table: Table) -> str | None:
+    data = table.get(MARKER)
+    lineage: str | None = decode(data).lineage if data is not None else None
+    return lineage
 
 
 async def _fill(place: Place, table: Table, start: int, end: int) -> int:
     """Bring the table from one changelog offset to another. Returns how many rows that took."""
+    if start >= end:
+        return 0
     rows, count, many = table.restoring(), 0, end - start > _MANY_ROWS
     if many:
         table.begin_filling()
@@ -97,10 +118,12 @@ async def _fill(place: Place, table: Table, start: int, end: int) -> int:
             rows.take(batch.records)
             count += len(batch.records)
             if len(rows) >= _WRITE_ROWS or batch.next_offset >= end:
-                chunk = table.batch(rows, marker_now(place.cluster_id, batch.next_offset))
+                chunk = table.batch(rows, marker_now(place.cluster_id, batch.next_offset)) if many else None
                 if writing is not None:
                     await asyncio.wait([writing])
                     writing.result()
+                if chunk is None:  # what is read for it has to be there
+                    chunk = table.batch(rows, marker_now(place.cluster_id, batch.next_offset))
                 writing = asyncio.create_task(asyncio.to_thread(table.put, chunk))
     finally:
         if writing is not None:
@@ -109,7 +132,8 @@ async def _fill(place: Place, table: Table, start: int, end: int) -> int:
             await asyncio.to_thread(table.end_filling)
     if writing is not None:
         writing.result()
-    table.forget_created(rows.forgotten)
+    if rows.forgotten:
+        await asyncio.to_thread(table.forget_created, rows.forgotten)
     return count
 
 
@@ -143,12 +167,25 @@ async def check_journal(place: Place, marker: MarkerRow | None) -> None:
             f"{applied + 1} on have not been applied: they were deleted (retention too short?). Runs may be lost. "
             "Restore the topic, or accept the loss by deleting the partition's changelog and journal together"
         )
+    if marker is not None and start <= marker.claim < end and not await _is_claim(place, marker.claim):
+        raise PartitionStopped(
+            f"partition {p}: the journal {place.journal.topic} is not the one that the state was made from: its record "
+            f"at offset {marker.claim} is another. Was the topic deleted and made anew? Restore it, or delete its "
+            "changelog too"
+        )
     if end < applied + 1:
         raise PartitionStopped(
             f"partition {p}: the journal {place.journal.topic} ends at offset {end}, but the state covers {applied}: "
             "records were lost (unclean leader election, or a recreated topic?). Restore the topic, or delete its "
             "changelog too"
         )
+
+
+async def _is_claim(place: Place, offset: int) -> bool:
+    async for batch in place.log.read(place.journal, offset, offset + 1):
+        for record in batch.records:
+            return is_a(record.value or b"", OwnerClaimed)
+    return False
 
 
 async def claim(place: Place, owner: str, code_version: str) -> int:

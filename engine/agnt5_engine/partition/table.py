@@ -128,7 +128,8 @@ class Table:
 
     def restoring(self) -> RestoredRows:
         """What takes rows of the changelog for this table, and derives the index from them."""
-        return RestoredRows((key for key, _ in self.scan(PAUSED)), (key for key, _ in self.scan(BY_ASKED)))
+        paused, asked = ([key for key, _ in self.scan(family)] for family in (PAUSED, BY_ASKED))
+        return RestoredRows(paused, asked, lambda key: None if self._filling else self.get(key))
 
     def begin_filling(self) -> None:
         """Make ready for many rows: until `end_filling` nothing is to be read, and what is written is lost with the

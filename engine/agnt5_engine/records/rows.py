@@ -194,3 +194,4 @@ class MarkerRow(NamedTuple):
     suspect: int | None  # the journal offset whose application was begun with this checkpoint, and not survived
     deaths: int  # how often it was not
     code_version: str
+    lineage: str = ""  # drawn with a changelog's first marker: tells it from another one under the same name

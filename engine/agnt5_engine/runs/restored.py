@@ -35,10 +35,14 @@ _MARKS = sum(0x80 << 7 * n for n in range(5))
 class RestoredRows:
     """Takes changelog records in order, and gives table rows, a chunk at a time.
 
-    `paused` and `asked` are the keys of those index families that the table holds already.
+    `paused` and `asked` are the keys of those index families that the table holds already; `old` looks up a row that is
+    deleted, where that can be done.
     """
 
-    def __init__(self, paused: Iterable[bytes], asked: Iterable[bytes]) -> None:
+    def __init__(
+        self, paused: Iterable[bytes], asked: Iterable[bytes], old: Callable[[bytes], bytes | None] = lambda key: None
+    ) -> None:
+        self._old = old
         self._rows: dict[bytes, bytes | None] = {}
         self._paused = set(paused)
         self._asked = {key[9:]: key for key in asked}  # by the entry asked of
@@ -69,8 +73,11 @@ class RestoredRows:
             if family == _RUN:
                 run_id = key[1:]
                 if value is None:
-                    self.forgotten.add(run_id)
                     is_paused = False
+                    if (before := self._old(key)) is not None:
+                        delete(_index_key(table.BY_CREATED, _NEVER - run_head(before)[1]) + run_id)
+                    else:
+                        self.forgotten.add(run_id)
                 else:
                     is_paused, created_at, finished_at = run_head(value)
                     put(_index_key(table.BY_CREATED, _NEVER - created_at) + run_id, nothing)

@@ -150,6 +150,11 @@ class Log(Protocol):
         """Stable name of this cluster; for the embedded log a UUID kept in its directory."""
         ...
 
+    @property
+    def away_for(self) -> float | None:
+        """Seconds for which the log has not answered; None while it does."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -170,6 +175,15 @@ class Sink(Protocol):
         ...
 
     async def records(self, source: TopicPartition, batch: Batch) -> None: ...
+
+    def unreadable(self, source: TopicPartition, error: OffsetGoneError) -> None:
+        """The log does not hold what is to be read next of a journal partition; nothing more of it is delivered. Others
+        go on."""
+        ...
+
+    def standby(self, partitions: frozenset[int]) -> None:
+        """The journal partitions of which this member keeps a copy of the table; told after each change."""
+        ...
 
 
 class Member(NamedTuple):
@@ -201,6 +215,11 @@ class Membership(Protocol):
 
     def acked(self, source: TopicPartition, next_offset: int) -> None:
         """Trigger topics only: everything before `next_offset` may be committed (Faust commits it soon)."""
+        ...
+
+    async def pin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Trigger topics only: commit at once where reading begins, all or none, also of partitions that other
+        members have. Raises RetriableError, as when the group is being rearranged."""
         ...
 
     async def members(self) -> list[Member]:

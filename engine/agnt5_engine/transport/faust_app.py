@@ -87,7 +87,6 @@ class EngineApp(faust.App):  # type: ignore[misc]
             processing_guarantee="at_least_once",
             reply_create_topic=False,
             stream_wait_empty=False,
-            table_standby_replicas=0,
             topic_allow_declare=False,
             topic_disable_leader=True,
             web_enabled=False,

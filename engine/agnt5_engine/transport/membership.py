@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import structlog
@@ -128,6 +128,10 @@ class FaustMembership:
     def acked(self, source: TopicPartition, next_offset: int) -> None:
         if (consumer := self._consumer) is not None:
             consumer.sink_acked(source, next_offset)
+
+    async def pin(self, positions: Mapping[TopicPartition, int]) -> None:
+        if (consumer := self._consumer) is not None:
+            await consumer.sink_pin(positions)
 
     async def members(self) -> list[Member]:
         consumer = self._consumer

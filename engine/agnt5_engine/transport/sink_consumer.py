@@ -97,6 +97,12 @@ class SinkConsumer(Consumer):  # type: ignore[misc]
         if lane is not None:
             lane.acked = next_offset
 
+    async def sink_pin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """A transport with other members commits for their partitions too."""
+        for source, offset in positions.items():
+            self.sink_acked(source, offset)
+        await self.commit()
+
     # -- fetching and delivering
 
     async def subscribe(self, topics: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ events make a second reading harmless within retention.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -43,20 +44,32 @@ def rule(committed: int | None, *, topic_known: bool, start: Literal["latest", "
     return "time" if isinstance(start, datetime) else start
 
 
-async def place_trigger(log_: Log, settings: Settings, source: TopicPartition) -> int:
-    """The offset at which to start reading one partition of a trigger's topic. Waits for a broker that is away."""
+async def place_topic(
+    log_: Log, settings: Settings, topic: str, partitions: Iterable[int], *, appeared: bool = False
+) -> dict[TopicPartition, int]:
+    """The offsets at which to start reading these partitions of a trigger's topic. Waits for a broker that is away.
+
+    When the group has never read any of the topic, the answer has all of its partitions: the caller pins them together
+    (`Membership.pin`), so that a member that gets one of them a moment later does not take it for an addition.
+    `appeared`: the topic came into being while the trigger was waiting for it, so its first events are wanted."""
     delay = 0.2
     while True:
         try:
-            found = await log_.topics([source.topic])
-            count = found[source.topic].partitions if source.topic in found else 0
-            lost = await offsets_lost(log_, settings)
-            place = await position(
-                log_, settings.group, source, partitions=count, start=settings.trigger_start, topic_known=lost
-            )
-            return place.offset
+            found = await log_.topics([topic])
+            count = found[topic].partitions if topic in found else 0
+            known = appeared or await offsets_lost(log_, settings)
+            committed = [await log_.committed(settings.group, TopicPartition(topic, n)) for n in range(count)]
+            new = all(offset is None for offset in committed)
+            places = {}
+            for partition in sorted({*partitions, *(range(count) if new else ())}):
+                source = TopicPartition(topic, partition)
+                place = await position(
+                    log_, settings.group, source, partitions=count, start=settings.trigger_start, topic_known=known
+                )
+                places[source] = place.offset
+            return places
         except RetriableError as e:
-            log.warning("trigger.position.retry", topic=source.topic, partition=source.partition, error=str(e))
+            log.warning("trigger.position.retry", topic=topic, error=str(e))
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5)
 
@@ -89,6 +102,7 @@ async def position(
         for other in range(partitions):
             if other != source.partition and await log_.committed(group, source._replace(partition=other)) is not None:
                 topic_known = True
+                committed = await log_.committed(group, source)  # whoever saw the topic first pins all of it at once
                 break
     found = rule(committed, topic_known=topic_known, start=start)
     if found == "committed":

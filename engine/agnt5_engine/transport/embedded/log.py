@@ -248,6 +248,10 @@ class EmbeddedLog:
         self.epochs.load(self.store)
         self._load_groups()
 
+    @property
+    def away_for(self) -> float | None:
+        return None
+
     async def close(self) -> None:
         """The last of those who opened it closes the directory."""
         if self.users == 0:
