@@ -22,9 +22,8 @@ from agnt5_engine.runs.ask import ask_everything
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.effects import Append, Call, Effect, Verdict
 from agnt5_engine.runs.model import Run
-from agnt5_engine.runs.state import PartitionState
-from tests.runs.simulator import RETENTION_MS, START, drive, marker_of
-from tests.runs.storage import Store
+from tests.runs.simulator import START, drive, marker_of
+from tests.runs.storage import Store, evict, state_of
 
 T = TypeVar("T")
 
@@ -50,19 +49,8 @@ class Partition:
         self.clock = START
         self.told: list[Effect] = []
         self.journal: list[tuple[int, Any]] = []
-        self.state = self._state()
+        self.state = state_of(self.store, self.code)
         self.apply(OwnerClaimed("owner", "1"))
-
-    def _state(self) -> PartitionState:
-        marker = self.store.marker
-        return PartitionState(
-            self.store,
-            self.code,
-            retention_ms=RETENTION_MS,
-            applied=marker.applied if marker is not None else -1,
-            claim=marker.claim if marker is not None else -1,
-            now=marker.now if marker is not None else 0,
-        )
 
     # ------------------------------------------------------------------ records
 
@@ -124,7 +112,8 @@ class Partition:
 
     def crash(self) -> None:
         """A new owner: the rows of the last checkpoint, and the journal after it."""
-        self.state = self._state()
+        evict(self.state)
+        self.state = state_of(self.store, self.code)
         for key in list(self.state.sessions):
             core.resume_queue(self.state, key)
         for offset in range(self.state.applied + 1, len(self.journal)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from agnt5_engine.records.avro import decode, encode
+from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import OwnerClaimed, RunOutcome, StateWritten
 from agnt5_engine.records.rows import EarlyCancelRow, SessionRow
 from agnt5_engine.runs import history as h
@@ -20,7 +20,7 @@ from agnt5_engine.runs.state import PartitionState
 from tests.runs import programs
 from tests.runs.simulator import Owner, World, drive
 from tests.runs.simulator import core as apply_module
-from tests.runs.storage import Store
+from tests.runs.storage import Store, evict, state_of
 
 Snapshot = dict[str, Any]
 
@@ -349,8 +349,6 @@ def _nested(word: str, runs: dict[str, Run]) -> bool:
 
 def step_through(owner: Owner, store: Store, code: Any, first: int, last: int, visit: Any) -> PartitionState:
     """A state from `store`, with the journal applied from `first` to before `last`; in-place calls return at once."""
-    from tests.runs.simulator import state_of
-
     state = state_of(store, code)
     for key in list(state.sessions):
         apply_module.resume_queue(state, key)
@@ -360,6 +358,7 @@ def step_through(owner: Owner, store: Store, code: Any, first: int, last: int, v
         apply_module.apply(state, offset, time, record)
         at_once(state)
         visit(state, offset)
+    evict(state)
     return state
 
 
@@ -369,7 +368,3 @@ def at_once(state: PartitionState) -> None:
         for call in calls:
             apply_module.finish_call(state, call.key, call.call.token, drive(call.call.run()))
     state.effects = []
-
-
-def encoded(record: Any) -> bytes:
-    return encode(record)

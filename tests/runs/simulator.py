@@ -59,10 +59,9 @@ from agnt5_engine.runs.model import Run
 from agnt5_engine.runs.outbox import JOURNAL
 from agnt5_engine.runs.state import PartitionState
 from tests.runs import programs
-from tests.runs.storage import Changelog, Journal, Store
+from tests.runs.storage import Changelog, Journal, evict, state_of
 
 START = 1_700_000_000_000
-RETENTION_MS = 7 * 86_400_000
 
 
 @dataclass(frozen=True)
@@ -465,8 +464,7 @@ class Owner:
 
     def die(self) -> None:
         self.alive = False
-        for run in self.state.runs.values():
-            drop_activation(run)
+        evict(self.state)
 
     # ------------------------------------------------------------------ records in
 
@@ -723,19 +721,6 @@ def marker_of(state: PartitionState) -> MarkerRow:
         applied=state.applied, claim=state.claim, now=state.now, cluster_id="c", partitions=1, clean=False,
         takeovers=0, suspect=None, deaths=0, code_version="1",
     )  # fmt: skip
-
-
-def state_of(store: Store, code: Code) -> PartitionState:
-    """A partition's state as recovery begins with it."""
-    marker = store.marker
-    return PartitionState(
-        store,
-        code,
-        retention_ms=RETENTION_MS,
-        applied=marker.applied if marker is not None else -1,
-        claim=marker.claim if marker is not None else -1,
-        now=marker.now if marker is not None else 0,
-    )
 
 
 # ------------------------------------------------------------------ running user code by hand

@@ -10,7 +10,41 @@ from typing import Any, NamedTuple
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.runs import table
+from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.checkpoint import Row, derived
+from agnt5_engine.runs.state import Code, PartitionState
+
+RETENTION_MS = 7 * 86_400_000
+
+_states: list[PartitionState] = []
+
+
+def state_of(store: Store, code: Code) -> PartitionState:
+    """A partition's state as recovery begins with it."""
+    marker = store.marker
+    state = PartitionState(
+        store,
+        code,
+        retention_ms=RETENTION_MS,
+        applied=marker.applied if marker is not None else -1,
+        claim=marker.claim if marker is not None else -1,
+        now=marker.now if marker is not None else 0,
+    )
+    _states.append(state)
+    return state
+
+
+def evict(state: PartitionState) -> None:
+    """Its runs leave memory: without this, coroutines that are dropped half way would run their clean-up."""
+    for run in state.runs.values():
+        drop_activation(run)
+
+
+def evict_all() -> None:
+    """Of every state there was."""
+    for state in _states:
+        evict(state)
+    _states.clear()
 
 
 class Logged(NamedTuple):

@@ -481,3 +481,21 @@ def test_a_cancel_that_finds_no_code_to_ask_ends_the_run() -> None:
     p.apply(CancelRequested("run", "cancel", False))
     assert p.run().status == "cancelled"
     assert p.verdicts("cancel") == [None]
+
+
+# ------------------------------------------------------------------ asking again
+
+
+@workflow(name="apply.busy", timeout=60)
+async def busy(ctx: WorkflowContext) -> Any:
+    return await ctx.parallel(ctx.session.state.set("n", 1), ctx.step(work, 1, 0), ctx.sleep(5))
+
+
+def test_everything_a_run_waits_for_is_asked_again_though_it_also_waits_for_a_session_write() -> None:
+    p = Partition(busy)
+    p.request(busy)
+    p.forget()
+    p.crash()
+    assert [e.path for e in p.asked(Execute)] == ["1"]
+    assert sorted(e.path for e in p.asked(SetTimer)) == ["2", "timeout"]
+    assert written(p).path == "0"

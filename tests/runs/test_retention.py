@@ -11,7 +11,7 @@ from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunReq
 from agnt5_engine.runs import checkpoint, table
 from tests.runs.bench import Partition
 from tests.runs.programs import work
-from tests.runs.simulator import RETENTION_MS
+from tests.runs.storage import RETENTION_MS
 
 
 @workflow(name="retention.one")

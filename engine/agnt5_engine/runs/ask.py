@@ -6,8 +6,9 @@ from __future__ import annotations
 from agnt5.replay.protocol import StepAsk, WriteAsk
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepRestarted
+from agnt5_engine.records.routing import routing_key
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import is_locked, state_written
+from agnt5_engine.runs.activate import state_written
 from agnt5_engine.runs.effects import Append, Execute, Send, SetTimer
 from agnt5_engine.runs.model import EndAsk, Pending, Run
 from agnt5_engine.runs.rows import pending_of
@@ -46,9 +47,9 @@ def _ask(state: PartitionState, run_id: str, path: str, p: Pending, unclean: boo
         case StepAsk():
             state.effects.append(Execute(run_id, path))
         case WriteAsk():
-            run = state.run(run_id)
-            if run is not None and is_locked(state, run, path):
-                session = state.session(run.key)
+            # The run itself is not looked up: its other rows are still to be asked for.
+            session = state.session(routing_key(run_id))
+            if session.lock == (run_id, path):
                 state.effects.append(Append(run_id, state_written(state, session, run_id, p.ask)))
         case EndAsk(record=record):
             state.effects.append(Append(run_id, record._replace(claim=state.claim)))
