@@ -21,7 +21,6 @@ def steps_spec(settings: Settings, queue: str) -> TopicSpec:
         "delete",
         settings.run_retention_ms,
         settings.max_payload_bytes + _ENVELOPE,
-        log_append_time=True,
     )
 
 
