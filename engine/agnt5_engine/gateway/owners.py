@@ -19,7 +19,6 @@ from agnt5.client.models import Event, Run, Submitted
 from agnt5_engine.gateway.hop import HEADER, Hop, HopSigner
 from agnt5_engine.gateway.metrics import FORWARDED
 from agnt5_engine.gateway.problems import RelayedError, no_owner, unavailable, unknown_run
-from agnt5_engine.gateway.streams import Stream
 from agnt5_engine.ports import Engine, NotHere, Started
 from agnt5_engine.settings import Settings
 
@@ -32,6 +31,7 @@ PAUSE_SECONDS = 0.2  # between two looks for the owner of a partition that is ch
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection", "host", HEADER}
 )
+_NOT_RETURNED = _HOP_BY_HOP | {"content-length", "content-encoding", "date"}
 _NOT_COPIED = frozenset(name.encode() for name in (*_HOP_BY_HOP, "content-length", "expect", "accept-encoding"))
 
 Found = TypeVar("Found")
@@ -77,36 +77,25 @@ class Owners:
     # -- a whole request
 
     async def pass_on(self, request: Request, error: NotHere, body: bytes) -> Response:
-        """Send the request as it came to the owner, and its answer back as it comes."""
+        """Send a read or a command as it came to the owner, and its answer back."""
         if error.url is None or self.hop(request) is not None:
             return no_owner(error)
         path = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
         query = request.scope["query_string"]
-        url = error.url + path.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else "")
-        outgoing = self.client.build_request(
-            request.method,
-            url,
-            content=body,
-            headers=self._headers(request, Hop(), request.scope["path"]),
-            # A command is answered when it is applied, a long poll when its run ends: the owner keeps its own time.
-            timeout=httpx.Timeout(10.0, connect=2.0, read=None),
-        )
         try:
-            answer = await self.client.send(outgoing, stream=True)
+            answer = await self.client.request(
+                request.method,
+                error.url + path.decode("latin-1") + (f"?{query.decode('latin-1')}" if query else ""),
+                content=body,
+                headers=self._headers(request, Hop(), request.scope["path"]),
+                timeout=httpx.Timeout(30.0, connect=2.0),
+            )
         except httpx.TransportError as failure:
             FORWARDED.labels("lost").inc()
             raise self._unreachable(error, failure) from None
         FORWARDED.labels("answered").inc()
-        headers = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
-        if answer.headers.get("content-type", "").startswith("text/event-stream"):
-            return Stream(_chunks(answer), answer.status_code, headers)
-        try:
-            content = await answer.aread()
-        except httpx.TransportError as failure:
-            raise self._unreachable(error, failure) from None
-        finally:
-            await answer.aclose()
-        return Response(content, answer.status_code, headers)
+        headers = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
+        return Response(answer.content, answer.status_code, headers)
 
     # -- starting
 
@@ -293,14 +282,6 @@ def _relayed(answer: httpx.Response) -> RelayedError:
     return RelayedError(
         answer.status_code, answer.content, answer.headers.get("content-type", "application/problem+json"), headers
     )
-
-
-async def _chunks(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
-    try:
-        async for chunk in answer.aiter_raw():
-            yield chunk
-    finally:
-        await answer.aclose()
 
 
 async def _closable(events: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
