@@ -40,11 +40,13 @@ class ProcessorProcess:
             **{f"AGNT5_{k.upper()}": str(v) for k, v in settings.items()},
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.leave = False  # whether the group is to forget it when it is stopped
 
     def start(self, *, wait: bool = True) -> ProcessorProcess:
         code = (
             "import sys, uvloop; from agnt5_engine.settings import load_settings; "
-            "from agnt5_engine.service import run_processor; uvloop.run(run_processor(load_settings(), sys.argv[1:]))"
+            "from agnt5_engine.service import run_processor; "
+            f"uvloop.run(run_processor(load_settings(), sys.argv[1:], leave={self.leave}))"
         )
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
