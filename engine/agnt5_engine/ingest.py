@@ -26,6 +26,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 #: Seconds between looks at whether there is room for more.
 _POLL = 0.005
+#: What is being taken in may take so long to become durable when its partition is given up.
+_SETTLE_SECONDS = 2.0
 #: Events that are taken in before their requests are made durable.
 _CHUNK = 100
 
@@ -56,6 +58,7 @@ class Ingest:
         self._starter = Starter(processor.publisher, processor.local_owner)
         self.queues = Dispatcher(processor.log, settings, registry.find_function)
         self._placed: set[TopicPartition] = set()
+        self._inside: dict[TopicPartition, asyncio.Future[None]] = {}
         self._missing: set[str] = set()
         self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
 
@@ -98,17 +101,29 @@ class Ingest:
             p.membership.seek(source, found[source])
         self._missing -= {source.topic for source in found}
 
-    def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+    async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        """Take no more of these; what is being taken in may become durable first, so that it is in the last
+        checkpoints."""
         self._placed -= partitions
+        inside = [self._inside[source] for source in partitions if source in self._inside]
+        if inside:
+            await asyncio.wait(inside, timeout=_SETTLE_SECONDS)
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:
         """Take a batch in; returns when all that came of it is durable."""
-        await self._triggers.prepare(batch.records)
-        for i in range(0, len(batch.records), _CHUNK):
-            while self._processor.busy():
-                await asyncio.sleep(_POLL)
-            await self._take(source, batch.records[i : i + _CHUNK])
-        self._processor.membership.acked(source, batch.next_offset)
+        done = self._inside[source] = asyncio.get_running_loop().create_future()
+        try:
+            await self._triggers.prepare(batch.records)
+            for i in range(0, len(batch.records), _CHUNK):
+                while self._processor.busy() and source in self._placed:
+                    await asyncio.sleep(_POLL)
+                if source not in self._placed:
+                    return  # whoever has it next gets the rest
+                await self._take(source, batch.records[i : i + _CHUNK])
+            self._processor.membership.acked(source, batch.next_offset)
+        finally:
+            del self._inside[source]
+            done.set_result(None)
 
     async def _take(self, source: TopicPartition, records: list[Record]) -> None:
         requests = []

@@ -285,7 +285,7 @@ class Processor:
         self._assigned -= mine
         if not self._assigned:
             self._trouble = "waiting for its partitions"  # told next when there are to be none
-        self.ingest.revoked(partitions)
+        await self.ingest.revoked(partitions)
         await self._give_up(mine, save=True)
 
     async def _give_up(self, partitions: frozenset[int], *, save: bool) -> None:

@@ -7,6 +7,7 @@ the state between two records.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import structlog
 
 from agnt5.function import Function
 from agnt5.replay.protocol import StepAsk
-from agnt5_engine.partition.appender import Appender, Outgoing
+from agnt5_engine.partition.appender import Appender, AppenderClosed, Outgoing
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
 from agnt5_engine.partition.gates import Gates
@@ -54,6 +55,9 @@ from agnt5_engine.runs.state import Code, PartitionState
 from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError
 
 log = structlog.get_logger()
+
+#: What is on its way when the partition is given up may take so long to arrive.
+_SETTLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ class Owner:
         self._appender = Appender(place.log, place.journal, self._acked, self.fail)
         self._early: dict[int, tuple[int, JournalRecord]] = {}  # acked, but not the next to apply
         self._last_acked = -1
+        self._settling = False
 
     # ------------------------------------------------------------------ life
 
@@ -191,12 +196,23 @@ class Owner:
             await self.steps.close()
             await self._calls.close()
             await self._sender.close()
+            if save:
+                await self._settle()
         await self._appender.close()
         if hasattr(self, "checkpoints"):
             await self.checkpoints.close(save=save)
         await self._checkpointer.close()
         if hasattr(self, "table"):
             self.table.close()
+
+    async def _settle(self) -> None:
+        """Let what is on its way into the journal arrive and be applied: a step that has just completed is not done
+        again by the next owner."""
+        self._settling = True
+        with contextlib.suppress(TimeoutError, AppenderClosed):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self._appender.flushed()
+        self._settling = False
 
     def fail(self, error: BaseException) -> None:
         """Something that cannot be gone on from happened to this partition."""
@@ -237,7 +253,7 @@ class Owner:
     def _acked(self, ack: Ack, batch: list[Outgoing]) -> None:
         """Our own records are durable: apply those that are next, keep the others until the log has brought what is
         between."""
-        if self.closed:
+        if self.closed and not self._settling:
             return
         state, offset = self.state, ack.offset
         if offset <= max(self._last_acked, self.claim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -21,9 +22,26 @@ _MOVED = frozenset({15, 16})
 _UNKNOWN_MEMBER = 25
 
 
+_PROCESS = uuid.uuid4().hex[:12]
+
+
 def address(url: str, instance_id: str) -> str:
     """What a member calls itself in the group. Faust's assignor keys members by it, so it must be unique."""
-    return f"{url}#{instance_id}"
+    return f"{url}#{instance_id}~{_PROCESS}"
+
+
+def replaced_by(members: Sequence[Any], journal: str, instance_id: str) -> str | None:
+    """The URL of the other process that is in the group under this instance ID, from a description of its members."""
+    for described in members:
+        member = _member(described, journal)
+        if member is not None and member.instance_id == instance_id and _process(described[3]) != _PROCESS:
+            return member.url
+    return None
+
+
+def _process(metadata: bytes) -> str:
+    told = json.loads(ConsumerProtocol.METADATA.decode(metadata).user_data)
+    return str(told["url"]).rpartition("~")[2]
 
 
 async def group_members(wire: Wire, group: str, journal: str) -> list[Member]:
@@ -48,7 +66,8 @@ def _member(described: Any, journal: str) -> Member | None:
         return None
     try:
         told = json.loads(ConsumerProtocol.METADATA.decode(metadata).user_data)
-        url, _, instance_id = told["url"].rpartition("#")
+        url, _, name = told["url"].rpartition("#")
+        instance_id = name.partition("~")[0]
     except (ValueError, KeyError, TypeError):
         return None
     owned: list[int] = []

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberAssignment
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 from faust.transport.consumer import ensure_TPset
@@ -23,6 +24,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from agnt5_engine.transport.base import Batch, OffsetGoneError, Record, RetriableError, TopicPartition, TransportError
+from agnt5_engine.transport.kafka.members import replaced_by
 from agnt5_engine.transport.kafka.wire import Client
 
 if TYPE_CHECKING:
@@ -39,7 +41,15 @@ METADATA_AGE_MS = 5_000
 _WATCH_EVERY = 1.0
 _INSIST_EVERY = 10.0  # seconds between attempts to have a partition given to somebody
 
+_SETTLE_SECONDS = 5.0
+
+
+class ReplacedError(errors.KafkaError):  # type: ignore[misc]
+    """Another process has joined the group under our instance ID."""
+
+
 _HOPELESS = (
+    ReplacedError,
     errors.InvalidSessionTimeoutError,
     errors.InconsistentGroupProtocolError,
     errors.GroupAuthorizationFailedError,
@@ -119,7 +129,9 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         except errors.KafkaError as error:
             raise RetriableError(f"the group cannot be joined just now: {error}") from error
         coordinator = self._consumer._coordinator
-        coordinator._on_join_complete = _Joining(coordinator, self.app.assignor).complete
+        joining = _Joining(coordinator, self.app)
+        coordinator._on_join_complete = joining.complete
+        coordinator._do_rejoin_group = joining.rejoin
         self._pump_task = asyncio.get_running_loop().create_task(self._run(self._pump()))
         self._watch_task = asyncio.get_running_loop().create_task(self._run(self._watch()))
 
@@ -312,18 +324,41 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
 
 
 class _Joining:
-    """The end of a join, fitted to a member whose subscription is not its predecessor's.
+    """Both ends of a join, fitted to static members."""
 
-    Kafka gives a static member that comes back its old assignment, topics included that it wants no more.
-    """
-
-    def __init__(self, coordinator: Any, assignor: Assignor) -> None:
+    def __init__(self, coordinator: Any, app: Any) -> None:
         self._coordinator = coordinator
-        self._assignor = assignor
+        self._assignor: Assignor = app.assignor
+        self._wiring = app.wiring
         self._complete = coordinator._on_join_complete
+        self._rejoin = coordinator._do_rejoin_group
+        self._been_in = False
+
+    async def rejoin(self, subscription: Any) -> Any:
+        """Raises ReplacedError rather than put out the process that has put us out: they would take turns for ever.
+
+        Kafka tells a member that was replaced no more than one that was silent for too long: that it is unknown."""
+        if self._been_in and self._coordinator.member_id == "":
+            await self._check_not_replaced()
+        return await self._rejoin(subscription)
+
+    async def _check_not_replaced(self) -> None:
+        coordinator, wiring = self._coordinator, self._wiring
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            response = await coordinator._send_req(DescribeGroupsRequest([wiring.app_id]))
+            _, _, state, _, _, members, *_ = response.groups[0]
+            if state not in ("PreparingRebalance", "CompletingRebalance"):
+                there = replaced_by(members, wiring.journal, wiring.instance_id)
+                if there is not None:
+                    raise ReplacedError(f"the processor at {there} has joined as {wiring.instance_id!r} too")
+                return
+            await asyncio.sleep(0.2)
 
     async def complete(self, generation: int, member_id: str, protocol: str, data: bytes) -> None:
+        """Kafka gives a static member that comes back its old assignment, topics included that it wants no more."""
         coordinator = self._coordinator
+        self._been_in = True
         given = ConsumerProtocol.ASSIGNMENT.decode(data)
         wanted = coordinator._subscription.subscription.topics
         kept = [(topic, partitions) for topic, partitions in given.assignment if topic in wanted]
@@ -346,6 +381,7 @@ def _record(_: Any, record: Any) -> Record:
 
 def _hopeless(error: errors.KafkaError) -> str:
     remedy = {
+        ReplacedError: "every processor needs an AGNT5_INSTANCE_ID of its own; this one ends",
         errors.InvalidSessionTimeoutError: "AGNT5_SESSION_TIMEOUT must lie between the brokers' "
         "group.min.session.timeout.ms and group.max.session.timeout.ms",
         errors.InconsistentGroupProtocolError: "AGNT5_GROUP is the group of another kind of program; choose another",
