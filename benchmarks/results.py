@@ -45,7 +45,7 @@ class Results:
 
     def failed(self, work: str, side: str, repeat: int, error: BaseException) -> None:
         what = f"{type(error).__name__}: {error}"
-        self._write({"work": work, "side": side, "repeat": repeat, "failed": what[:_LONGEST]})
+        self._write({"work": work, "side": side, "repeat": repeat, "failed": _short(what)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line)
@@ -60,6 +60,11 @@ class Measured(NamedTuple):
     circumstances: dict[str, Any]
     cases: dict[Case, dict[str, Summary]]
     failures: list[dict[str, Any]]
+
+
+def _short(text: str) -> str:
+    """The beginning, which says what it is, and the end, where logs say why."""
+    return text if len(text) <= _LONGEST else f"{text[:200]} ... {text[200 - _LONGEST :]}"
 
 
 def read(path: Path) -> Measured:

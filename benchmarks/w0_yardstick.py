@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -26,10 +26,10 @@ VALUE = b"v" * 250
 _BATCH = 100
 
 
-async def measure(stage: Stage) -> list[Finding]:
-    if stage.broker is None:
-        return await _embedded(stage)
-    return await _kafka(stage, stage.broker.bootstrap)
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
+    found = _embedded(stage) if stage.broker is None else _kafka(stage, stage.broker.bootstrap)
+    async for finding in found:
+        yield finding
 
 
 async def ack_times(stage: Stage, count: int) -> list[float]:
@@ -60,45 +60,39 @@ async def _one_by_one(append: Callable[[], Awaitable[object]], count: int) -> li
     return took
 
 
-async def _kafka(stage: Stage, bootstrap: str) -> list[Finding]:
+async def _kafka(stage: Stage, bootstrap: str) -> AsyncIterator[Finding]:
     sizes = stage.sizes
-    found = [Finding("produce and ack, one record", milliseconds(await ack_times(stage, sizes.acks)))]
+    yield Finding("produce and ack, one record", milliseconds(await ack_times(stage, sizes.acks)))
     topic = await _topic(bootstrap, PARTITIONS)
     log = open_kafka(load_settings(broker=f"kafka://{bootstrap}"), patience=30)
     try:
         target = TopicPartition(topic, 0)
         took = await _one_by_one(lambda: log.append(target, [Message(None, VALUE)]), sizes.acks)
-        found.append(Finding("the same by the engine's producer", milliseconds(took)))
-        found.append(
-            Finding("engine's producer, batches of 100, 8 partitions", await _appends(log, topic, sizes.records))
-        )
+        yield Finding("the same by the engine's producer", milliseconds(took))
+        yield Finding("engine's producer, batches of 100, 8 partitions", await _appends(log, topic, sizes.records))
     finally:
         await log.close()
     topic = await _topic(bootstrap, PARTITIONS)
     await _send_batches(bootstrap, topic, sizes.records // 10)
-    found.append(
-        Finding("send_batch, batches of 100, 8 partitions", await _send_batches(bootstrap, topic, sizes.records))
-    )
-    found.append(Finding("getmany, 8 partitions", await _get_many(bootstrap, topic)))
-    return found
+    yield Finding("send_batch, batches of 100, 8 partitions", await _send_batches(bootstrap, topic, sizes.records))
+    yield Finding("getmany, 8 partitions", await _get_many(bootstrap, topic))
 
 
-async def _embedded(stage: Stage) -> list[Finding]:
+async def _embedded(stage: Stage) -> AsyncIterator[Finding]:
     sizes = stage.sizes
-    found = [Finding("append and sync, one record", milliseconds(await ack_times(stage, sizes.acks)))]
+    yield Finding("append and sync, one record", milliseconds(await ack_times(stage, sizes.acks)))
     log = await _embedded_log(stage.folder / f"yardstick-{uuid.uuid4().hex[:8]}")
     try:
-        found.append(Finding("batches of 100, 8 partitions", await _appends(log, "yardstick", sizes.records)))
+        yield Finding("batches of 100, 8 partitions", await _appends(log, "yardstick", sizes.records))
         cpu, began, count = time.process_time(), time.perf_counter(), 0
         for partition in range(PARTITIONS):
             source = TopicPartition("yardstick", partition)
             first, end = await log.bounds(source)
             async for batch in log.read(source, first, end):
                 count += len(batch.records)
-        found.append(Finding("read, 8 partitions", _rate(count, began, cpu)))
+        yield Finding("read, 8 partitions", _rate(count, began, cpu))
     finally:
         await log.close()
-    return found
 
 
 async def _appends(log: Log, topic: str, records: int) -> Figures:

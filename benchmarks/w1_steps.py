@@ -7,6 +7,8 @@ the first of them.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from benchmarks.accounting import written_bytes
 from benchmarks.figures import Figures, Finding
 from benchmarks.processors import Processor
@@ -15,9 +17,9 @@ from benchmarks.tally import DONE, STEPS
 from benchmarks.work import Work
 
 
-async def measure(stage: Stage) -> list[Finding]:
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
     figures = await steps(stage, stage.sizes.runs)
-    return [Finding(f"{stage.sizes.runs:,} runs of {stage.sizes.steps} steps", figures)]
+    yield Finding(f"{stage.sizes.runs:,} runs of {stage.sizes.steps} steps", figures)
 
 
 async def steps(stage: Stage, runs: int, processes: int = 1) -> Figures:

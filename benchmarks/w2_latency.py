@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 
 from benchmarks import load
 from benchmarks.figures import Finding, milliseconds
@@ -11,7 +12,7 @@ from benchmarks.w0_yardstick import ack_times
 from benchmarks.work import Work
 
 
-async def measure(stage: Stage) -> list[Finding]:
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
     count, n = stage.sizes.one_at_a_time, stage.sizes.steps
     processor = stage.processor()
     await stage.make_topic("steps")
@@ -33,7 +34,7 @@ async def measure(stage: Stage) -> list[Finding]:
     figures = milliseconds(runs, "run_") | milliseconds(steps, "step_") | milliseconds(acks, "ack_")
     figures["step_p50_over_ack_p50"] = figures["step_p50_ms"] / figures["ack_p50_ms"]
     figures["run_p50_over_ack_p50"] = figures["run_p50_ms"] / figures["ack_p50_ms"]
-    return [Finding(f"runs of {n} steps, one at a time", figures | cpu_figures(spent, count * n, "step"))]
+    yield Finding(f"runs of {n} steps, one at a time", figures | cpu_figures(spent, count * n, "step"))
 
 
 WORK = Work("W2", "Latency", measure)

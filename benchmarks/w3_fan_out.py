@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,7 @@ from benchmarks.stage import Stage, cpu_figures
 from benchmarks.work import Work
 
 
-async def measure(stage: Stage) -> list[Finding]:
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
     sizes = stage.sizes
     processor = stage.processor()
     processor.start(stage.partitions)
@@ -22,13 +23,11 @@ async def measure(stage: Stage) -> list[Finding]:
         for _ in range(3):
             await load.run(client, processor.url, "fan_out", n=sizes.fan_out)
         wide = await _timed(stage, processor, client, "fan_out", sizes.fan_out)
+        yield Finding(f"{sizes.fan_out:,} parallel steps", wide)
         await load.run(client, processor.url, "batch", n=sizes.batch // 10, at_once=sizes.batch_at_once)
         batch = await _timed(stage, processor, client, "batch", sizes.batch, at_once=sizes.batch_at_once)
+        yield Finding(f"batch of {sizes.batch:,}, {sizes.batch_at_once:,} at once", batch)
     processor.kill()
-    return [
-        Finding(f"{sizes.fan_out:,} parallel steps", wide),
-        Finding(f"batch of {sizes.batch:,}, {sizes.batch_at_once:,} at once", batch),
-    ]
 
 
 async def _timed(

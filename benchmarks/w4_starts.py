@@ -7,6 +7,7 @@ has begun, which is after its request is durable; those runs have no steps, so t
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 
 from benchmarks import load
 from benchmarks.figures import Finding, milliseconds
@@ -15,10 +16,10 @@ from benchmarks.tally import BEGUN, DONE
 from benchmarks.work import Work
 
 
-async def measure(stage: Stage) -> list[Finding]:
-    over_http = await _over_http(stage)
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
+    yield await _over_http(stage)
     stage.renew(stage.partitions)
-    return [over_http, await _by_events(stage)]
+    yield await _by_events(stage)
 
 
 async def _over_http(stage: Stage) -> Finding:

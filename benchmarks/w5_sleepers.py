@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 
 from benchmarks import load
 from benchmarks.accounting import rss_bytes
@@ -16,12 +17,11 @@ from benchmarks.work import Work
 _MEGABYTE = 2**20
 
 
-async def measure(stage: Stage) -> list[Finding]:
-    found = [await _sleep(stage, stage.sizes.sleepers)]
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
+    yield await _sleep(stage, stage.sizes.sleepers)
     if stage.heavy:
         stage.renew(stage.partitions)
-        found.append(await _sleep(stage, stage.sizes.heavy_sleepers))
-    return found
+        yield await _sleep(stage, stage.sizes.heavy_sleepers)
 
 
 async def _sleep(stage: Stage, count: int) -> Finding:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from benchmarks import load
 from benchmarks.figures import Figures, Finding
@@ -20,12 +20,11 @@ from benchmarks.work import Work
 WAIT = 180.0
 
 
-async def measure(stage: Stage) -> list[Finding]:
-    found = [await _restarted(stage)]
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
+    yield await _restarted(stage)
     if stage.broker is not None:
         stage.renew(stage.partitions)
-        found.append(await _taken_over(stage))
-    return found
+        yield await _taken_over(stage)
 
 
 def recovery(executions: Sequence[Execution], killed_at: float, dead: int | None = None) -> Figures:

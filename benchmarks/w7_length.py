@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections.abc import AsyncIterator
 
 from benchmarks import load
 from benchmarks.figures import Finding
@@ -16,19 +17,18 @@ _ENOUGH = 1_000
 """Steps over which a short run is repeated, so that its CPU time can be told."""
 
 
-async def measure(stage: Stage) -> list[Finding]:
-    found = await _lengths(stage)
+async def measure(stage: Stage) -> AsyncIterator[Finding]:
+    async for finding in _lengths(stage):
+        yield finding
     counts = stage.sizes.finished + (stage.sizes.heavy_finished if stage.heavy else ())
     for count in counts:
         stage.renew(stage.partitions)
-        found.append(await _start_up(stage, count))
-    return found
+        yield await _start_up(stage, count)
 
 
-async def _lengths(stage: Stage) -> list[Finding]:
+async def _lengths(stage: Stage) -> AsyncIterator[Finding]:
     processor = stage.processor()
     processor.start(stage.partitions)
-    found = []
     async with load.session() as client:
         for _ in range(20):
             await load.run(client, processor.url, "steps", n=10)
@@ -39,9 +39,8 @@ async def _lengths(stage: Stage) -> list[Finding]:
                 await load.run(client, processor.url, "steps", n=n)
             seconds = time.perf_counter() - began
             figures = {"wall_us_per_step": seconds / times / n * 1e6} | cpu_figures(watch.stop(), times * n, "step")
-            found.append(Finding(f"one run of {n:,} steps", figures))
+            yield Finding(f"one run of {n:,} steps", figures)
     processor.kill()
-    return found
 
 
 async def _start_up(stage: Stage, count: int) -> Finding:

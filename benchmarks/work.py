@@ -1,8 +1,9 @@
-"""What a work is: an id, what it asks, where it applies, and how one repeat of it is done."""
+"""What a work is: an id, what it asks, how one repeat of it is done (it yields what it finds as it goes), and where it
+applies."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from benchmarks.figures import Finding
@@ -13,5 +14,5 @@ from benchmarks.stage import Stage
 class Work:
     id: str
     title: str
-    measure: Callable[[Stage], Awaitable[list[Finding]]]
+    measure: Callable[[Stage], AsyncIterator[Finding]]
     transports: tuple[str, ...] = ("kafka", "embedded")

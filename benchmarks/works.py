@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import tempfile
@@ -23,7 +22,6 @@ from benchmarks import (
     w7_length,
     w8_scaling,
 )
-from benchmarks.figures import Finding
 from benchmarks.kafka import Kafka
 from benchmarks.results import Case, Results
 from benchmarks.sizes import Sizes
@@ -61,20 +59,20 @@ def measure(
 def _repeat(work: Work, side: str, stage: Stage, results: Results) -> bool:
     gc.collect()
     try:
-        found: list[Finding] = uvloop.run(_closing(work, stage))
+        uvloop.run(_record(work, side, stage, results))
     except Exception as error:
         results.failed(work.id, side, stage.number, error)
         return False
-    for finding in found:
-        results.add(Case(work.id, side, finding.case), stage.number, finding.figures)
     return True
 
 
-async def _closing(work: Work, stage: Stage) -> list[Finding]:
+async def _record(work: Work, side: str, stage: Stage, results: Results) -> None:
+    """Write down each finding as it comes: what comes after it may fail."""
     try:
-        return await work.measure(stage)
+        async for finding in work.measure(stage):
+            results.add(Case(work.id, side, finding.case), stage.number, finding.figures)
     finally:
-        await asyncio.to_thread(stage.close)
+        stage.close()
 
 
 @contextlib.contextmanager
