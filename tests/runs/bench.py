@@ -9,6 +9,7 @@ from pydantic_core import to_json
 from agnt5.workflow import Workflow
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import (
+    CallInterrupted,
     OwnerClaimed,
     RunFinished,
     RunRequested,
@@ -51,6 +52,7 @@ class Partition:
         self.journal: list[tuple[int, Any]] = []
         self.state = state_of(self.store, self.code)
         self.apply(OwnerClaimed("owner", "1"))
+        ask_everything(self.state, unclean=False)
 
     # ------------------------------------------------------------------ records
 
@@ -84,6 +86,10 @@ class Partition:
         ended = [e.record for e in self.told if isinstance(e, Append) and e.run_id == run_id]
         record = [r for r in ended if isinstance(r, RunFinished | RunRetried)][-1]
         return self.apply(record)
+
+    def interrupt(self) -> list[Effect]:
+        """Apply the record that says how far in-place calls had come."""
+        return self.apply(next(e.record for e in self.asked(Append) if isinstance(e.record, CallInterrupted)))
 
     def finish_call(self, call: Call, error: BaseException | None = None) -> None:
         """Let this in-place call return, or raise."""

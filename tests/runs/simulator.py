@@ -445,7 +445,10 @@ class Owner:
         self.verdicts: Counter[str] = Counter()
         self.heard: Counter[str] = Counter()  # commands applied while live
         self.replayed: Counter[str] = Counter()  # commands applied while catching up
-        for key in list(self.state.sessions):
+        for key, session in list(self.state.sessions.items()):
+            for held in session.queue:
+                if held.value[:1] != b"\0" and (command := getattr(decode(held.value), "command_id", None)) is not None:
+                    self.replayed[command] += 1
             core.resume_queue(self.state, key)
         self.claim, _ = world.append(partition, [OwnerClaimed(f"owner{len(self.place.owners)}", "1")])
         if world.r.random() < 0.5:
@@ -572,6 +575,10 @@ class Owner:
         for _ in range(2):
             if self.alive and self.calls and r.random() < 0.6:
                 self.finish_call()
+        while self.alive and self.interrupted and r.random() < 0.8:
+            key, call = self.interrupted.pop()
+            core.finish_call(self.state, key, call.token, None, TimeoutError("interrupted"))
+            self.act()
         self.alarms()
         if self.alive and self.sending and r.random() < 0.8:
             self.send()
@@ -621,6 +628,8 @@ class Owner:
         if record is not None:
             self.buffer.append(record)
             self.world.count["executions"] += 1
+        if p.attempt != number:  # asked for while this one ran
+            self.execute(run_id, path)
 
     def finish_call(self) -> None:
         r = self.world.r
@@ -630,10 +639,6 @@ class Owner:
         result = drive(call.run())
         core.finish_call(self.state, key, call.token, result)
         self.act()
-        while self.interrupted and self.alive:
-            key, call = self.interrupted.pop()
-            core.finish_call(self.state, key, call.token, None, TimeoutError("interrupted"))
-            self.act()
 
     def flush(self) -> None:
         r = self.world.r

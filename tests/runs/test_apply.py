@@ -11,16 +11,20 @@ from pydantic_core import from_json
 from agnt5 import WorkflowContext, workflow
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import (
+    CallInterrupted,
     CancelRequested,
     ChildFinished,
     Delivered,
     OwnerClaimed,
     Replied,
     RetryRequested,
+    RunParked,
     RunRequested,
     SignalSent,
     StateWritten,
     StepFailed,
+    StepIsolated,
+    StepRestarted,
     StepSucceeded,
     TimerFired,
     UserResponded,
@@ -29,7 +33,7 @@ from agnt5_engine.records.journal import (
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
 from agnt5_engine.runs.activate import drop_activation
-from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, Send, SetTimer
+from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, InterruptCall, Send, SetTimer
 from tests.runs.bench import Partition
 from tests.runs.programs import child, quick, work
 
@@ -126,6 +130,8 @@ def test_a_call_that_was_given_up_is_not_taken_for_one_of_the_next_run_of_the_se
     p.request(caller, "s.two", "s")
     given_up = p.asked(Call)[0]
     p.apply(CancelRequested("s.one", "cancel", True))
+    p.interrupt()
+    assert p.run("s.one").status == "cancelled"
     p.finish_call(given_up, TimeoutError("interrupted"))
     p.finish_calls()
     p.end("s.two")
@@ -138,8 +144,10 @@ def test_a_cancel_between_two_in_place_calls_is_replayed_between_them() -> None:
     run = p.run()
     p.finish_call(p.asked(Call)[0])
     p.apply(CancelRequested("run", "cancel", False))
+    p.finish_call(p.asked(Call)[0])  # too late
+    p.interrupt()
+    assert p.asked(InterruptCall)
     drop_activation(run)
-    p.told = []
     p.succeed("0", ["worked", 7])
     p.finish_calls()
     p.end()
@@ -154,6 +162,89 @@ async def persistent(ctx: WorkflowContext) -> Any:
     except asyncio.CancelledError:
         return await ctx.step(work, 7, 0)
     return "not cancelled"
+
+
+def test_a_new_owner_interrupts_calls_where_the_one_before_did() -> None:
+    p = Partition(persistent)
+    p.request(persistent)
+    p.finish_call(p.asked(Call)[0])
+    p.apply(CancelRequested("run", "cancel", False))
+    p.interrupt()
+    p.crash()  # nothing but the journal
+    assert not p.asked(Execute), "it is not known yet how far the calls get"
+    p.finish_call(p.asked(Call)[0])
+    assert not p.asked(Call) or p.asked(InterruptCall)
+    p.succeed("0", ["worked", 7])
+    p.end()
+    assert from_json(p.run().output or b"") == ["worked", 7]
+
+
+def test_a_cancel_that_came_after_the_calls_had_returned_is_told_after_them_by_a_new_owner_too() -> None:
+    p = Partition(caller_and_worker)
+    p.request(caller_and_worker)
+    p.finish_calls()
+    p.apply(CancelRequested("run", "cancel", False))
+    p.crash()
+    assert not [e for e in p.asked(Append) if isinstance(e.record, CallInterrupted)]
+    p.finish_calls()
+    p.end()
+    assert [row.event for row in p.run().history] == [h.START, h.CANCELLED, h.FINISHED]
+    assert [ask.path for row in p.run().history for ask in row.asks] == ["0"]
+
+
+@workflow(name="apply.caller_and_worker")
+async def caller_and_worker(ctx: WorkflowContext) -> Any:
+    await quick(ctx, 1)
+    return await ctx.step(work, 1, 0)
+
+
+@workflow(name="apply.writing_beside")
+async def writing_beside(ctx: WorkflowContext) -> Any:
+    try:
+        return await ctx.parallel(quick(ctx, 1), ctx.session.state.set("n", 1))
+    except asyncio.CancelledError:
+        await quick(ctx, 2)
+        return await ctx.step(work, 7, 0)
+
+
+def test_a_cancel_in_the_middle_of_a_call_and_a_session_write_leaves_the_session_free() -> None:
+    p = Partition(writing_beside, one)
+    p.request(writing_beside, "s.one", "s")
+    p.apply(CancelRequested("s.one", "cancel", False))
+    p.interrupt()
+    p.checkpoint()
+    p.crash()  # while the clean-up calls a function in place: neither turn counts yet
+    p.request(one, "s.two", "s")
+    p.finish_calls()
+    assert p.state.session("s").lock is None
+    p.succeed("0", ["worked", 1], "s.two")
+    p.end("s.two")
+    p.succeed("1", ["worked", 7], "s.one")
+    p.end("s.one")
+    assert p.run("s.one").status == p.run("s.two").status == "completed"
+    drop_activation(p.run("s.one"))
+
+
+@workflow(name="apply.emitter")
+async def emitter(ctx: WorkflowContext) -> Any:
+    await quick(ctx, 1)
+    await ctx.emit("topic", 1)
+    return await ctx.step(work, 1, 0)
+
+
+def test_what_was_delivered_before_a_call_is_made_again_resolves_its_entry_where_it_did() -> None:
+    """The new owner has not posted the event yet when it reads that it was delivered."""
+    p = Partition(emitter)
+    p.request(emitter)
+    p.finish_calls()
+    p.apply(Delivered([e.id for e in p.asked(Send)], p.state.claim))
+    p.succeed("1", ["worked", 1])
+    before = p.run().history[-2:]
+    p.crash()
+    p.finish_calls()
+    assert p.run().history[-2:] == before
+    assert p.run().ending
+    assert not p.state.outbox
 
 
 # ------------------------------------------------------------------ session writes
@@ -499,3 +590,24 @@ def test_everything_a_run_waits_for_is_asked_again_though_it_also_waits_for_a_se
     assert [e.path for e in p.asked(Execute)] == ["1"]
     assert sorted(e.path for e in p.asked(SetTimer)) == ["2", "timeout"]
     assert written(p).path == "0"
+
+
+def test_a_retry_of_a_run_that_needs_none_executes_nothing() -> None:
+    p = Partition(one)
+    p.request(one)
+    assert not [e for e in p.apply(RetryRequested("run", "retry")) if isinstance(e, Execute)]
+    assert p.verdicts("retry") == ["not_retriable"]
+
+
+def test_a_step_that_killed_its_processors_begins_anew_when_its_run_is_retried() -> None:
+    p = Partition(one)
+    p.request(one)
+    p.apply(
+        *[StepRestarted("run", "0", 0)] * 3, *[StepIsolated("run", "0", True, 0)] * 2,
+        RunParked("run", "0", "poison", "it kills", 0),
+    )  # fmt: skip
+    p.forget()
+    p.apply(RetryRequested("run", "retry"))
+    p.forget()
+    pending = p.run().pending["0"]
+    assert (p.run().status, pending.restarts, pending.isolated) == ("running", 0, 0)

@@ -13,12 +13,13 @@ from tests.runs import programs
 from tests.runs.checks import Watch, judge
 from tests.runs.simulator import Weather, World
 
-_CALLS = programs.CALLS * 2 + ("parallel", "signal", "step", "closure")
+_CALLS = programs.CALLS * 2 + ("parallel", "signal", "step", "closure", "emit")
 
 WORLDS = {
     "everything": Weather(),
     "sessions": Weather(kinds=programs.SESSION * 3 + programs.SIMPLE + programs.JOINS, sessions=1, runs=6),
-    "calls": Weather(kinds=programs.SESSION + _CALLS, workflows=("model.plain",), cancels=0, forces=0),
+    "calls": Weather(kinds=programs.SESSION + _CALLS + ("child", "user"), cancels=0, forces=0),
+    "interrupts": Weather(kinds=programs.SESSION + _CALLS + ("catch", "finally"), cancels=0.04, forces=0.01),
     "commands": Weather(
         kinds=("step", "signal", "signal", "ask", "ask", "finally", "catch", "child"),
         cancels=0.05, forces=0.01, retries=0.05, signals=0.3, answers=0.3, repeats=0.1,

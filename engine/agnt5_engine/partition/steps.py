@@ -171,6 +171,9 @@ class Steps:
             del self._running[key]
             if record is not None and not self._closed:
                 self._append(record.run_id, record)
+            p = attempt.run.pending.get(attempt.ask.path)
+            if p is not None and p.attempt != attempt.number:  # asked for while this one ran
+                self.execute(*key)
         self._slots.give_back()
         if attempt.gate is not None:
             attempt.gate.done()

@@ -156,6 +156,15 @@ class StepBeat(NamedTuple):
     state: str
 
 
+class CallInterrupted(NamedTuple):
+    """The run's cancel or time-out does not wait for its in-place calls. `returned`: how many have since its code
+    began. How far they had come is not for the log to know, so it is told."""
+
+    run_id: str
+    returned: int
+    claim: int
+
+
 class TimerFired(NamedTuple):
     """The log's clock is believed to have reached the due time of the entry (`timeout`: of the run itself)."""
 
@@ -250,6 +259,7 @@ Result: TypeAlias = (
     | StepIsolated
     | StepDispatched
     | StepBeat
+    | CallInterrupted
     | TimerFired
     | StateWritten
     | Replied

@@ -40,7 +40,7 @@ from agnt5_engine.records.avro import decode, is_a
 from agnt5_engine.records.journal import Replied, RunFinished, RunRetried, StateWritten
 from agnt5_engine.records.rows import AskNote, Held, HistoryRow, Mark, Read
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, Moved, SetTimer
+from agnt5_engine.runs.effects import Abandon, Append, Call, Effect, Execute, Moved, SetTimer
 from agnt5_engine.runs.model import DEADLINE, END, SIGNAL, Cause, EndAsk, OpenTurn, Pending, Run, Session
 from agnt5_engine.runs.outbox import post_child, post_emit, post_tell, post_user_state, withdraw_child
 from agnt5_engine.runs.state import PartitionState
@@ -164,18 +164,33 @@ def finish_call(
         if not opened.calls and opened.rebuilding:
             opened.rebuilding = False
             if cause.kind == _REVIVAL:
-                session.turn = None
-                session.queue.pop(0)
+                _leave_turn(state, session)
                 return True
             assert cause.event is not None
             turn = activation.deliver(opened.time, cause.event)
             opened.turn = Turn()  # what the rebuild asked for again is known
             _add_to_turn(state, opened, turn)
-    except NonDeterminismError as e:
-        session.turn = None
-        session.queue.pop(0)
+    except NonDeterminismError as e:  # of a rebuild
+        _leave_turn(state, session)
         _put_aside(state, run, cause, "non_determinism", str(e))
         return True
+    if opened.calls:
+        return False
+    close_turn(state, session)
+    return True
+
+
+def interrupt_turn(state: PartitionState, session: Session, opened: OpenTurn, cause: Cause) -> bool:
+    """Tell the run that it is to stop, in the middle of its calls. True when the turn is closed: what came before and
+    what comes of this count together, since neither could be replayed without the other."""
+    activation = opened.run.activation
+    assert activation is not None
+    assert cause.event is not None
+    opened.before.append((opened.cause, opened.turn, opened.time))
+    opened.cause, opened.turn, opened.time = cause, Turn(), max(opened.time, cause.held.time)
+    opened.calls, opened.interrupting = {}, False
+    state.session_changed(session)
+    _add_to_turn(state, opened, activation.deliver(opened.time, cause.event))
     if opened.calls:
         return False
     close_turn(state, session)
@@ -196,10 +211,17 @@ def close_turn(state: PartitionState, session: Session) -> None:
     """Take the open turn into the state as far as it has come."""
     opened = session.turn
     assert opened is not None
-    session.turn = None
-    session.queue.pop(0)
-    state.session_changed(session)
+    _leave_turn(state, session)
+    for cause, turn, time in opened.before:
+        commit(state, opened.run, cause, turn, time)
     commit(state, opened.run, opened.cause, opened.turn, opened.time)
+
+
+def _leave_turn(state: PartitionState, session: Session) -> None:
+    assert session.turn is not None
+    del session.queue[: session.turn.records]
+    session.turn = None
+    state.session_changed(session)
 
 
 def _put_aside(state: PartitionState, run: Run, cause: Cause, reason: str, detail: str) -> None:
@@ -382,6 +404,8 @@ def _withdraw(state: PartitionState, run: Run, path: str) -> None:
     match p.ask:
         case StepAsk():
             state.effects.append(Abandon(run.run_id, path, p))
+        case WriteAsk():
+            release(state, run)
         case ChildAsk():
             withdraw_child(state, run, p.ask)
         case _:
@@ -395,6 +419,20 @@ def _lock(state: PartitionState, run: Run, ask: WriteAsk) -> None:
     session.lock = (run.run_id, ask.path)
     state.session_changed(session)
     state.effects.append(Append(run.run_id, state_written(state, session, run.run_id, ask)))
+
+
+def release(state: PartitionState, run: Run) -> None:
+    """The run's session write is given up: others of the session need not wait for it."""
+    session = state.sessions.get(run.key)
+    if session is not None and session.lock is not None and session.lock[0] == run.run_id:
+        session.lock = None
+        state.session_changed(session)
+        # Asked for by what the same record began: then it need not be written in the first place.
+        state.effects = [e for e in state.effects if not _writes(e, run)]
+
+
+def _writes(effect: Effect, run: Run) -> bool:
+    return isinstance(effect, Append) and effect.run_id == run.run_id and isinstance(effect.record, StateWritten)
 
 
 def _was_written(session: Session, run: Run, ask: WriteAsk) -> bool:

@@ -26,6 +26,7 @@ from agnt5.replay.protocol import (
 )
 from agnt5_engine.records.avro import decode, encode, is_a
 from agnt5_engine.records.journal import (
+    CallInterrupted,
     CancelRequested,
     ChildFinished,
     Delivered,
@@ -69,7 +70,7 @@ from agnt5_engine.runs.commands import (
 )
 from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
-from agnt5_engine.runs.model import DEADLINE, Cause, Run, Session
+from agnt5_engine.runs.model import DEADLINE, Cause, OpenTurn, Run, Session
 from agnt5_engine.runs.pools import step_beat, step_dispatched
 from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.settle import SETTLE, settle
@@ -90,7 +91,7 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
     held = Held(offset, state.now, b"")
     if isinstance(record, Delivered):
         for id in record.ids:
-            _delivered(state, held, id)
+            _delivered(state, held, id, record.claim)
     elif isinstance(record, UserStateAsked):
         user_state_asked(state, held, record)
     elif isinstance(record, ScheduleBegun):
@@ -105,7 +106,7 @@ def finish_call(
     """An in-place call of this routing key has returned. One that nobody waits for any more is ignored."""
     session = state.sessions.get(key)
     opened = session.turn if session is not None else None
-    if session is None or opened is None or token not in opened.calls:
+    if session is None or opened is None or token not in opened.calls or opened.interrupting:
         return
     if activate.finish_call(state, session, token, result, error):
         # As of the record that began the turn: when a call returns is not for the log to know.
@@ -138,32 +139,71 @@ def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
 
 
 def _interrupt(state: PartitionState, session: Session) -> None:
-    """A cancel or time-out of the run whose turn is open does not wait for its in-place calls: the turn counts as far
-    as it came, and the run is told at once."""
-    opened = session.turn
-    while opened is not None and not opened.rebuilding:
-        found = _interruption(session, opened.run)
-        if found is None:
-            return
-        held = session.queue.pop(found)
-        activate.close_turn(state, session)
-        state.effects.append(InterruptCall(session.key))
-        activation = opened.run.activation
+    """A cancel or time-out of the run whose turn is open does not wait for its in-place calls.
+
+    How far they have come by then is not in the log, and another owner must come to the same, so it is written first:
+    until CallInterrupted is applied nothing that the calls return counts any more. Calls that a new owner makes again
+    for what stood in the journal when it came are not interrupted: the owner before may have seen them return, and gone
+    on from there."""
+    while (opened := session.turn) is not None and not opened.rebuilding and not opened.cause.again:
+        run, activation = opened.run, opened.run.activation
         assert activation is not None  # its code is in the middle of calls
-        state.interrupting = 1 + activation.calls_returned
-        _apply(state, held, decode(held.value))
-        state.interrupting = 0
-        opened = session.turn
-
-
-def _interruption(session: Session, run: Run) -> int | None:
-    """Where in the queue the run's cancel or time-out stands."""
-    for i, held in enumerate(session.queue):
-        if i == 0 or not (is_a(held.value, CancelRequested) or is_a(held.value, TimerFired)):
-            continue  # the first is the open turn's own record
+        stop = _stop(session, opened)
+        if stop is None:
+            return
+        said = _call_interrupted(session, opened, activation.calls_returned)
+        if said is None:
+            again = state.live_from is None or opened.cause.held.offset <= state.live_from
+            if not again and not opened.interrupting:
+                opened.interrupting = True
+                record = CallInterrupted(run.run_id, activation.calls_returned, state.claim)
+                state.effects += [Append(run.run_id, record), InterruptCall(session.key)]
+            return
+        interrupted = session.queue.pop(said)
+        held = session.queue.pop(stop)
+        state.effects.append(InterruptCall(session.key))
         record = decode(held.value)
-        if record.run_id == run.run_id and (isinstance(record, CancelRequested) or record.path == DEADLINE):
-            return i
+        if isinstance(record, CancelRequested) and record.force:
+            activate.close_turn(state, session)
+            _apply(state, held, record)
+            continue
+        session.queue[opened.records : opened.records] = [held, interrupted]
+        opened.records += 2
+        digest = 1 + activation.calls_returned
+        if isinstance(record, CancelRequested):
+            cause = Cause(held, Cancelled("cancel"), name="cancel", digest=digest, command_id=record.command_id)
+        else:
+            cause = Cause(held, Cancelled("timeout"), name="timeout", digest=digest)
+        if activate.interrupt_turn(state, session, opened, cause):
+            settle(state, run, held)
+
+
+def _stop(session: Session, opened: OpenTurn) -> int | None:
+    """Where in the queue a cancel or time-out of the run stands that may interrupt its turn."""
+    run = opened.run
+    for i in range(opened.records, len(session.queue)):
+        held = session.queue[i]
+        if is_a(held.value, CancelRequested):
+            record = decode(held.value)
+            if record.run_id == run.run_id and record.command_id not in run.commands:
+                return i
+        elif is_a(held.value, TimerFired):
+            record = decode(held.value)
+            deadline = run.pending.get(DEADLINE)
+            if (record.run_id, record.path) == (run.run_id, DEADLINE) and deadline is not None:
+                assert deadline.due is not None
+                if held.time >= deadline.due:
+                    return i
+    return None
+
+
+def _call_interrupted(session: Session, opened: OpenTurn, returned: int) -> int | None:
+    """Where in the queue it is said that the calls were interrupted when so many had returned."""
+    for i in range(opened.records, len(session.queue)):
+        if is_a(session.queue[i].value, CallInterrupted):
+            record = decode(session.queue[i].value)
+            if record.run_id == opened.run.run_id and record.returned <= returned:
+                return i
     return None
 
 
@@ -180,7 +220,12 @@ def _drain(state: PartitionState, session: Session) -> None:
             if run is not None:
                 settle(state, run, held)
         else:
-            _apply(state, held, decode(held.value))
+            record = decode(held.value)
+            if isinstance(record, Delivered):
+                for id in record.ids:
+                    _delivered(state, held._replace(value=b""), id, record.claim)
+            else:
+                _apply(state, held, record)
         _interrupt(state, session)
 
 
@@ -225,6 +270,8 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
             _step_failed(state, held, record)
         case TimerFired():
             _timer_fired(state, held, record)
+        case CallInterrupted():
+            pass  # the calls had returned
         case StateWritten():
             _state_written(state, held, record)
         case Replied():
@@ -238,9 +285,10 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
         case CancelRequested():
             cancel_requested(state, held, record)
         case RetryRequested():
-            _refeed(state, record.run_id, retry_requested(state, held, record))
-            if (run := state.runs.get(record.run_id)) is not None:
-                ask_pending(state, run)
+            waited = retry_requested(state, held, record)
+            if waited is not None:  # it was parked
+                _refeed(state, record.run_id, waited)
+                ask_pending(state, state.runs[record.run_id])
         case RunRetried():
             run = _open_run(state, held, record)
             if run is not None and record.attempt > begun_attempt(run):
@@ -298,7 +346,7 @@ def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
     """Put records that a parked run held back in front of its session's queue; the caller drains it."""
     if held:
         session = state.session(routing_key(run_id))
-        front = 1 if session.turn is not None else 0
+        front = session.turn.records if session.turn is not None else 0
         session.queue[front:front] = held
         state.session_changed(session)
 
@@ -347,7 +395,7 @@ def _timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
         return
     key = p.key
     if key is None:
-        cause = Cause(held, Cancelled("timeout"), name="timeout", digest=state.interrupting)
+        cause = Cause(held, Cancelled("timeout"), name="timeout")
     elif isinstance(p.ask, SleepAsk):
         cause = Cause(held, Resolved(r.path, b"null"), key.kind, key.name)
     else:
@@ -396,13 +444,18 @@ def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
     _replied(state, held._replace(value=b""), done)
 
 
-def _delivered(state: PartitionState, held: Held, id: str) -> None:
+def _delivered(state: PartitionState, held: Held, id: str, claim: int) -> None:
     row = state.outbox.pop(id, None)
-    if row is None:
+    if row is not None:
+        state.dirty_outbox[id] = None
+        if row.run_id is not None and row.path is not None:
+            feed(state, held, Replied(row.run_id, row.path, b"null"))
         return
-    state.dirty_outbox[id] = None
-    if row.run_id is not None and row.path is not None:
-        feed(state, held, Replied(row.run_id, row.path, b"null"))
+    # Perhaps not posted yet, because what posts it waits in a queue for an in-place call: then this waits there too.
+    session = state.sessions.get(routing_key(id.partition(":")[2].partition("/")[0]))
+    if session is not None and session.busy:
+        session.queue.append(held._replace(value=encode(Delivered([id], claim))))
+        state.session_changed(session)
 
 
 def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:

@@ -28,6 +28,7 @@ def ask_everything(state: PartitionState, *, unclean: bool) -> None:
 
     `unclean`: the owner before did not say goodbye, so any step may be what it died of: StepRestarted is written
     before one is executed again."""
+    state.live_from = state.applied
     for run in list(state.runs.values()):
         ask_pending(state, run, unclean=unclean)
     for _, value in state.rows.scan(table.PENDING):

@@ -108,16 +108,13 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
         finish(state, run, held, "cancelled")
         state.verdict(r.command_id, r.run_id)
     else:
-        advance(
-            state, run,
-            Cause(held, Cancelled("cancel"), name="cancel", digest=state.interrupting, command_id=r.command_id),
-        )  # fmt: skip
+        advance(state, run, Cause(held, Cancelled("cancel"), name="cancel", command_id=r.command_id))
         if run.status == "paused":  # parked by this: there is no code to ask, as in the case above
             finish(state, run, held, "cancelled")
 
 
-def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> list[Held]:
-    """Returns records that a parked run had held back."""
+def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> list[Held] | None:
+    """Returns the records that a parked run had held back, when it goes on."""
     run = state.run(r.run_id)
     if run is None:
         state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
@@ -126,6 +123,10 @@ def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> lis
     elif run.status == "paused":
         run.commands[r.command_id] = None
         state.verdict(r.command_id, r.run_id)
+        for p in run.pending.values():
+            if p.restarts or p.isolated:  # what it killed is forgiven
+                p.restarts = p.isolated = 0
+                p.saved = False
         return unpark(state, run, held.time)
     elif run.status == "failed":
         go_on_again(state, run, held, run.attempt + 1, r.command_id)
@@ -133,7 +134,7 @@ def retry_requested(state: PartitionState, held: Held, r: RetryRequested) -> lis
         go_on_again(state, run, held, run.attempt, r.command_id)  # it waited behind its own in-place call
     else:
         state.verdict(r.command_id, r.run_id, "not_retriable", f"run {r.run_id} is {run.status}, not failed or paused")
-    return []
+    return None
 
 
 def begun_attempt(run: Run) -> int:

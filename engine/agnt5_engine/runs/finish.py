@@ -5,7 +5,7 @@ from __future__ import annotations
 from agnt5.replay.protocol import ChildAsk, ErrorInfo, StepAsk
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, drop_activation, moved
+from agnt5_engine.runs.activate import advance, drop_activation, moved, release
 from agnt5_engine.runs.effects import Abandon, SetTimer
 from agnt5_engine.runs.model import DEADLINE, Cause, DeadlineAsk, Pending, Run
 from agnt5_engine.runs.outbox import post_child_finished, post_outcome, withdraw_child
@@ -23,6 +23,7 @@ def finish(
 ) -> None:
     """End the run: what it waited for is dropped, whoever waits for it is told."""
     drop_activation(run)
+    release(state, run)
     for path in list(run.pending):
         p = state.drop_pending(run, path)
         assert p is not None

@@ -242,7 +242,7 @@ class Cause(NamedTuple):
 class OpenTurn:
     """An activation that in-place calls have interrupted: nothing of it counts until they have returned."""
 
-    __slots__ = ("calls", "cause", "rebuilding", "run", "time", "turn")
+    __slots__ = ("before", "calls", "cause", "interrupting", "rebuilding", "records", "run", "time", "turn")
 
     def __init__(self, run: Run, cause: Cause, time: int, rebuilding: bool) -> None:
         self.run = run
@@ -251,6 +251,9 @@ class OpenTurn:
         self.rebuilding = rebuilding
         self.turn = Turn()
         self.calls: dict[int, int] = {}  # in flight: the partition's token of a call -> the activation's
+        self.records = 1  # so many of the queue are its own
+        self.before: list[tuple[Cause, Turn, int]] = []  # what a cancel has interrupted; counts when this does
+        self.interrupting = False  # CallInterrupted is on its way: whatever the calls return comes too late
 
     def merge(self, turn: Turn) -> None:
         """Add what another stretch of the activation asked for."""

@@ -27,7 +27,7 @@ def settle(state: PartitionState, run: Run, held: Held) -> None:
         if session is not None and session.busy:
             if not _nothing_to_settle(run) and not any(q.value == held.value for q in session.queue):
                 # Behind the turn that is open, before what came later.
-                session.queue.insert(1 if session.turn is not None else 0, held)
+                session.queue.insert(session.turn.records if session.turn is not None else 0, held)
                 state.session_changed(session)
             return
         if not _settle_one(state, run, held):

@@ -59,7 +59,7 @@ class PartitionState:
         self.schedules: dict[str, ScheduleRow] = {}
         self.paused: set[str] = set()
         self.poison_offset = -1  # the record there keeps killing owners: its run is parked instead
-        self.interrupting = 0  # 1 + in-place calls that have returned, while a record interrupts others
+        self.live_from: int | None = None  # what was applied when everything was asked again; None: catching up
         self.current: JournalRecord | None = None  # the record being applied
         self.swept: bytes | None = None  # up to where early cancels were looked through
         self.calls = 0  # in-place calls ever begun in this memory
