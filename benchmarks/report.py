@@ -148,19 +148,21 @@ _FINISHED = re.compile(r"start with ([\d,]+) finished runs")
 
 def plots(measured: Measured) -> dict[str, str]:
     """Drawings by name; those whose works were not measured are left out."""
-    drawn = {
-        "w7-length": _curve(
-            measured, "CPU of the processor for one step, by the run's length", "steps", "us", _LENGTH,
-            ("processor_cpu_us_per_step",),
-        ),
-        "w7-start": _curve(
-            measured, "Time to start, by runs that have finished before", "finished runs", "s", _FINISHED,
-            ("start_same_disk_s", "start_empty_disk_s"),
-        ),
-        "w1-steps": _bars(measured, "Steps per second (W1)", "steps/s", "W1", "steps_per_s", _side),
-        "w8-scaling": _bars(measured, "Steps per second (W8)", "steps/s", "W8", "steps_per_s", _scaling),
-        "peers": _bars(measured, "Times as good as the peer", "times", "", "times_as_good", _work),
-    }  # fmt: skip
+    if measured.circumstances.get("kind") == "peers":
+        drawn = {"peers": _bars(measured, "Times as good as the peer", "times", "", "times_as_good", _work)}
+    else:
+        drawn = {
+            "w7-length": _curve(
+                measured, "CPU of the processor for one step, by the run's length", "steps", "us", _LENGTH,
+                ("processor_cpu_us_per_step",),
+            ),
+            "w7-start": _curve(
+                measured, "Time to start, by runs that have finished before", "finished runs", "s", _FINISHED,
+                ("start_same_disk_s", "start_empty_disk_s"),
+            ),
+            "w1-steps": _bars(measured, "Steps per second (W1)", "steps/s", "W1", "steps_per_s", _side),
+            "w8-scaling": _bars(measured, "Steps per second (W8)", "steps/s", "W8", "steps_per_s", _scaling),
+        }  # fmt: skip
     return {name: drawing for name, drawing in drawn.items() if drawing}
 
 
