@@ -178,7 +178,8 @@ async def test_events_that_retention_took_before_they_were_read_are_passed_over_
     membership.resume(short)
     await sink.until(lambda: sink.next_offset.get(short) == 10)
     assert sink.offsets(short) == [5, 6, 7, 8, 9]
-    assert "events_expired" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "events_expired" in shown.out + shown.err
     await membership.stop(leave=True)
 
 
