@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from agnt5.errors import DefinitionError
 from agnt5.types import CronTrigger, EveryTrigger, cron, every
 from agnt5.workflow import workflow
+from agnt5_engine.records.journal import CancelRequested, ScheduleBegun
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.records.rows import ScheduleRow
+from agnt5_engine.runs.effects import Rescheduled
 from agnt5_engine.runs.model import Run
 from agnt5_engine.runs.schedules import Schedule, plan, request, schedules_of
+from tests.runs.bench import Partition
 
 from .engine import processor, runs_of, until
 
@@ -197,6 +200,41 @@ def test_a_workflow_that_needs_input_cannot_have_a_time_table() -> None:
 
     with pytest.raises(DefinitionError, match=r"report.*defaults \(day\)"):
         schedules_of([report])
+
+
+# ------------------------------------------------------------------ applied
+
+
+def test_how_far_a_table_has_come_follows_from_the_journal_and_survives_the_loss_of_memory() -> None:
+    @workflow(triggers=[hourly()])
+    async def waits(ctx: Any) -> None:
+        await ctx.wait_for_signal("go")
+
+    (table,) = schedules_of([waits])
+    partition = Partition(waits)
+    assert partition.apply(ScheduleBegun(table.key, table.workflow, table.spec, partition.state.claim)) == [
+        Rescheduled(table.key, None)
+    ]
+    begun = partition.state.schedule(table.key)
+    assert begun is not None
+    first, second = begun.due + HOUR, begun.due + 2 * HOUR
+
+    assert Rescheduled(table.key, first) in partition.apply(request(table, first, 8))
+    partition.checkpoint()
+    partition.crash()
+    row = partition.state.schedule(table.key)
+    assert row is not None
+    assert (row.due, row.run_id) == (first, request(table, first, 8).run_id)
+
+    # Whoever asks for it while the last run goes on, or for what is past, starts nothing.
+    assert partition.apply(request(table, second, 8)) == [Rescheduled(table.key, second)]
+    partition.apply(request(table, first - HOUR, 8))
+    assert list(partition.state.runs) == [row.run_id]
+
+    effects = partition.apply(CancelRequested(row.run_id or "", "c", True))
+    assert Rescheduled(table.key, None) in effects
+    partition.apply(request(table, second, 8))
+    assert len(partition.state.runs) == 2
 
 
 # ------------------------------------------------------------------ in a processor
