@@ -128,4 +128,3 @@ def test_a_name_that_a_second_processor_takes_is_left_to_it_and_the_first_says_w
         time.sleep(2)
         assert owned(two) == {0}
         assert len(lines(two, "partitions.assigned")) == 1
-
