@@ -205,7 +205,7 @@ class Processor:
             self._stopped.pop(partition, None)
             self._waiting.pop(partition, None)
             self._membership.seek(owner.place.journal, offset)
-            owner.go_live()
+            await owner.go_live()
         except asyncio.CancelledError:
             if owner is not None:
                 await owner.close(save=False)

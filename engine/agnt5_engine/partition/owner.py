@@ -33,7 +33,7 @@ from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.apply import apply, finish_call, resume_queue
-from agnt5_engine.runs.ask import ask_everything
+from agnt5_engine.runs.ask import asking
 from agnt5_engine.runs.effects import (
     Abandon,
     Append,
@@ -55,6 +55,9 @@ from agnt5_engine.runs.state import Code, PartitionState
 from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError
 
 log = structlog.get_logger()
+
+#: Records applied, or rows asked for, before the loop has a turn for others.
+_AT_ONCE = 200
 
 #: What is on its way when the partition is given up may take so long to arrive.
 _SETTLE_SECONDS = 2.0
@@ -175,10 +178,15 @@ class Owner:
         state.effects = kept
         return count
 
-    def go_live(self) -> None:
+    async def go_live(self) -> None:
         """Ask for everything pending and start checkpointing."""
         self.caught_up = True
-        ask_everything(self.state, unclean=self._unclean)
+        for i, _ in enumerate(asking(self.state, unclean=self._unclean), 1):
+            if i % _AT_ONCE == 0:
+                self._act()
+                await asyncio.sleep(0)
+                if self.closed:
+                    return
         self._act()
         self._schedules.start()
         self.checkpoints.start()
@@ -226,10 +234,15 @@ class Owner:
         if batch.next_offset <= self.state.applied + 1 or self.closed:
             return
         try:
-            for r in batch.records:
+            for i, r in enumerate(batch.records, 1):
                 if r.offset > self.state.applied:
                     await self._apply_logged(r.offset, r.time, r)
                     self._apply_early()
+                if i % _AT_ONCE == 0:
+                    self._act()
+                    await asyncio.sleep(0)
+                    if self.closed:
+                        return
         except PartitionStopped as e:
             self.fail(e)
             return

@@ -11,6 +11,9 @@ import heapq
 import time
 from collections.abc import Callable
 
+#: Timers that fire before the loop has a turn for others.
+_AT_ONCE = 500
+
 
 class Timers:
     """Calls `fire(run_id, path)` when a due time (ms, log time) is believed to have come."""
@@ -44,7 +47,9 @@ class Timers:
     def _ring(self) -> None:
         self._alarm = None
         now = self.now()
-        while self._heap and self._heap[0][0] <= now:
+        for _ in range(_AT_ONCE):
+            if not self._heap or self._heap[0][0] > now:
+                break
             _, run_id, path = heapq.heappop(self._heap)
             self._fire(run_id, path)
         self._arm()

@@ -3,6 +3,8 @@ on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from agnt5.replay.protocol import StepAsk, WriteAsk
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepRestarted
@@ -24,19 +26,29 @@ def ask_pending(state: PartitionState, run: Run, *, unclean: bool = False) -> No
 
 
 def ask_everything(state: PartitionState, *, unclean: bool) -> None:
+    """`asking`, in one go."""
+    for _ in asking(state, unclean=unclean):
+        pass
+
+
+def asking(state: PartitionState, *, unclean: bool) -> Iterator[None]:
     """After recovery: ask for all that is pending in the partition, reading the rows of runs that are not in memory.
 
-    `unclean`: the owner before did not say goodbye, so any step may be what it died of: StepRestarted is written
-    before one is executed again."""
+    Between two rows others may have a turn: what they change is asked for by themselves, and asking for it as it
+    stood in the rows does no harm. `unclean`: the owner before did not say goodbye, so any step may be what it died
+    of: StepRestarted is written before one is executed again."""
     state.live_from = state.applied
-    for run in list(state.runs.values()):
-        ask_pending(state, run, unclean=unclean)
-    for _, value in state.rows.scan(table.PENDING):
-        row = decode(value)
-        if row.run_id not in state.runs and row.run_id not in state.paused:
-            _ask(state, row.run_id, row.path, pending_of(row), unclean)
     for id in state.outbox:
         state.effects.append(Send(id))
+    in_memory = set(state.runs)
+    for run in list(state.runs.values()):
+        ask_pending(state, run, unclean=unclean)
+        yield
+    for _, value in state.rows.scan(table.PENDING):
+        row = decode(value)
+        if row.run_id not in in_memory and row.run_id not in state.paused:
+            _ask(state, row.run_id, row.path, pending_of(row), unclean)
+        yield
 
 
 def _ask(state: PartitionState, run_id: str, path: str, p: Pending, unclean: bool) -> None:
