@@ -21,7 +21,7 @@ import uvloop
 
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import make_membership
-from agnt5_engine.transport.base import Batch, Membership, Message, TopicPartition, TopicSpec
+from agnt5_engine.transport.base import Batch, Membership, Message, OffsetGoneError, TopicPartition, TopicSpec
 from agnt5_engine.transport.kafka import KafkaLog, open_log
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
@@ -125,6 +125,12 @@ class Counter:
             self.membership.seek(source, 0)
 
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        pass
+
+    def unreadable(self, source: TopicPartition, error: OffsetGoneError) -> None:
+        raise error
+
+    def standby(self, partitions: frozenset[int]) -> None:
         pass
 
     async def records(self, source: TopicPartition, batch: Batch) -> None:

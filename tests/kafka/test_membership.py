@@ -65,6 +65,7 @@ async def test_a_restarted_member_has_its_partitions_back_without_a_rebalance_an
     a = await Processor(kafka, group, journal, "a").start()
     b = await Processor(kafka, group, journal, "b").start()
     await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
+    await until(lambda: a.sink.events[-1][0] == b.sink.events[-1][0] == "assigned")
     before, events = b.sink.journal_partitions(), len(a.sink.events)
     await b.stop(leave=False)
     b = await Processor(kafka, group, journal, "b", url="http://elsewhere:9000").start()

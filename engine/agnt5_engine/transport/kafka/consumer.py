@@ -150,10 +150,13 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
             lane.held = True
             lane.epoch += 1
             self._flowing.discard(source)
-            self.wiring.sink.unreadable(TopicPartition(*source), error)
+            try:
+                self.wiring.sink.unreadable(TopicPartition(*source), error)
+            except Exception as failure:
+                self.gone(failure)
 
-    def gone(self, error: TransportError) -> None:
-        """The thread cannot go on, and a new start would not help: called on the engine's loop."""
+    def gone(self, error: Exception) -> None:
+        """A new start would not help: called on the engine's loop."""
         self.sink_failure = self.sink_failure or error
         self.add_future(self.crash(error))
 
@@ -179,7 +182,10 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
                     self.client_seek(source, lane.position)
             await self.on_partitions_assigned(assigned, generation)
             journal, standbys = self.wiring.journal, self.app.assignor.assigned_standbys()
-            self.wiring.sink.standby(frozenset(source.partition for source in standbys if source.topic == journal))
+            try:
+                self.wiring.sink.standby(frozenset(source.partition for source in standbys if source.topic == journal))
+            except Exception as error:
+                await self._sink_failed(error)
 
     async def withdraw(self, revoked: Iterable[TP] | None = None) -> None:
         revoked = None if revoked is None else set(revoked)
