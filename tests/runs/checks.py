@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from agnt5_engine.records.avro import decode
+from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import OwnerClaimed, RunOutcome, StateWritten
-from agnt5_engine.records.rows import EarlyCancelRow, SessionRow
+from agnt5_engine.records.rows import EarlyCancelRow, PendingRow, SessionRow
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
 from agnt5_engine.runs.effects import Call
@@ -37,7 +37,7 @@ def snapshot(state: PartitionState) -> Snapshot:
         found[f"run {run_id}"] = _frozen(run_row(run, inline=True))
         found[f"seq {run_id}"] = run.seq
         for path, p in sorted(run.pending.items()):
-            found[f"pending {run_id}/{path}"] = pending_row(run_id, path, p)
+            found[f"pending {run_id}/{path}"] = _unclaimed(pending_row(run_id, path, p))
     for key, value in state.rows.scan(table.SESSION):
         found[f"session {key[1:].decode()}"] = _frozen(decode(value))
     for key, session in state.sessions.items():
@@ -59,6 +59,13 @@ def snapshot(state: PartitionState) -> Snapshot:
     found = {name: row for name, row in found.items() if not _is_empty_session(row)}
     found["paused"] = sorted(state.paused)
     return found
+
+
+def _unclaimed(row: PendingRow) -> PendingRow:
+    """The end of a run is written under the claim of whoever writes it, not of whoever first came to it."""
+    if row.ask != "end":
+        return row
+    return row._replace(payload=encode(decode(row.payload)._replace(claim=0)))
 
 
 def _is_empty_session(row: Any) -> bool:

@@ -111,9 +111,9 @@ def finish_call(
     if activate.finish_call(state, session, token, result, error):
         # As of the record that began the turn: when a call returns is not for the log to know.
         settle(state, opened.run, opened.cause.held)
-        _drain(state, session)
     else:
         _interrupt(state, session)
+    _drain(state, session)
 
 
 def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
