@@ -87,8 +87,8 @@ class Dispatcher:
         if self._local or (queue := self._queue(pending)) is None:
             return
         self._in_hand.pop((run_id, path), None)
-        if pending.dispatched or (run_id, path, pending.attempt) in self._sending:
-            self._send(queue, _Sent(owner, run_id, StepWithdrawn(run_id, path)))
+        # Whatever is known here: its command may be in the topic and StepDispatched not applied yet.
+        self._send(queue, _Sent(owner, run_id, StepWithdrawn(run_id, path)))
 
     def alive(self, owner: Owner, run_id: str, path: str) -> None:
         """A worker has it in hand."""

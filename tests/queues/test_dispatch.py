@@ -1,0 +1,92 @@
+"""What owners send to queues, in which order, and what they write down of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from agnt5.function import Function, function
+from agnt5.replay.protocol import StepAsk
+from agnt5_engine.queues.dispatch import Dispatcher
+from agnt5_engine.records.avro import decode
+from agnt5_engine.records.journal import StepCommand, StepDispatched, StepWithdrawn
+from agnt5_engine.runs.model import Pending, Run
+from agnt5_engine.settings import Settings
+from agnt5_engine.transport.base import Ack, TopicInfo
+from tests.triggers.engine import until
+
+
+@function(name="dispatch.pooled", queue="pool")
+async def pooled(n: int) -> int:
+    return n
+
+
+class Topics:
+    """A log that takes everything and remembers it."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    async def topics(self, names: Any) -> dict[str, TopicInfo]:
+        return {name: TopicInfo(name, 1, {}) for name in names}
+
+    async def append(self, target: Any, messages: Any) -> Ack:
+        self.records += [decode(message.value) for message in messages]
+        return Ack(0, 0)
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.closed = False
+        self.claim = 3
+        self.written: list[Any] = []
+        self.state = SimpleNamespace(run=lambda run_id: None)
+
+    def append(self, run_id: str, record: Any) -> None:
+        self.written.append(record)
+
+
+def made(broker: str = "kafka://localhost:9092") -> tuple[Dispatcher, Topics, Any, Run, Pending]:
+    topics = Topics()
+    functions: dict[str, Function[Any]] = {"dispatch.pooled": pooled}
+    dispatcher = Dispatcher(topics, Settings(broker=broker), functions.get)  # type: ignore[arg-type]
+    run = Run("run", "run", "flow", b"{}", 0)
+    ask = StepAsk("0", "dispatch.pooled", "dispatch.pooled", b'{"args":[1],"kwargs":{}}')
+    run.pending["0"] = pending = Pending(ask, 0)
+    return dispatcher, topics, Owner(), run, pending
+
+
+async def test_a_step_is_sent_once_and_the_journal_says_so() -> None:
+    dispatcher, topics, owner, run, pending = made()
+
+    assert dispatcher.dispatch(owner, run, pending, "0")
+    assert dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)
+
+    assert owner.written == [StepDispatched("run", "0", 0, 3)]
+    assert [type(record) for record in topics.records] == [StepCommand]
+    pending.dispatched = True
+    assert dispatcher.dispatch(owner, run, pending, "0")
+    await dispatcher.close()
+    assert len(topics.records) == 1
+
+
+async def test_a_step_is_withdrawn_though_the_journal_does_not_know_yet_that_it_was_sent() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)  # durable, but not applied: `pending.dispatched` is still False
+
+    dispatcher.withdraw(owner, "run", "0", pending)
+    await until(lambda: len(topics.records) == 2)
+
+    assert topics.records[1] == StepWithdrawn("run", "0")
+    await dispatcher.close()
+
+
+async def test_on_the_embedded_log_the_processor_executes_the_step_itself() -> None:
+    dispatcher, topics, owner, run, pending = made("embedded://somewhere")
+
+    assert not dispatcher.dispatch(owner, run, pending, "0")
+    dispatcher.withdraw(owner, "run", "0", pending)
+    await dispatcher.close()
+    assert topics.records == []
