@@ -1,4 +1,4 @@
-"""A real Apache Kafka for the tests that ask for one, by `scripts/kafka`."""
+"""For all tests: definitions that stay in their module, and a real Apache Kafka by `scripts/kafka`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from agnt5 import registry
 
 _SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 _FIXTURES = {"kafka", "kafka_broker", "own_kafka", "secured_kafka"}
@@ -31,6 +33,32 @@ def _load() -> ModuleType:
 
 
 _script = _load()
+
+
+_defined: dict[Path, registry.Snapshot] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Workflows and functions that a test module defines at import are not known to the next one."""
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    before = registry.snapshot()
+    registry.clear()
+    try:
+        return (yield)
+    finally:
+        _defined[collector.path] = registry.snapshot()
+        registry.restore(before)
+
+
+@pytest.fixture(autouse=True)
+def own_definitions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Known in a test are the workflows and functions of its module; those it defines itself are forgotten after it."""
+    before = registry.snapshot()
+    registry.restore(_defined.get(request.path, registry.Snapshot({}, {})))
+    yield
+    registry.restore(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,13 +8,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from agnt5 import registry
 from agnt5.testing import TestEnvironment
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +22,7 @@ TEMPLATE = ROOT / "engine" / "agnt5_engine" / "cli" / "template"
 
 
 @pytest.fixture
-def example() -> Iterator[Callable[[str], ModuleType]]:
-    before = registry.snapshot()
-    registry.clear()
-
+def example() -> Callable[[str], ModuleType]:
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
         assert spec is not None
@@ -37,8 +33,7 @@ def example() -> Iterator[Callable[[str], ModuleType]]:
         spec.loader.exec_module(module)
         return module
 
-    yield load
-    registry.restore(before)
+    return load
 
 
 async def test_an_order_is_charged_under_its_idempotency_key_and_confirmed(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from agnt5 import registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,14 +16,6 @@ FENCE = re.compile(r"(?ms)^```(\w+)\n(.*?)^```")
 
 def blocks(page: Path, language: str) -> list[str]:
     return [code for name, code in FENCE.findall(page.read_text()) if name == language]
-
-
-@pytest.fixture(autouse=True)
-def _registry_as_before() -> Iterator[None]:
-    before = registry.snapshot()
-    registry.clear()
-    yield
-    registry.restore(before)
 
 
 class Shop:

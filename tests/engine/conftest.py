@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from agnt5 import registry
 from agnt5_engine.ports import StartRequest
 from agnt5_engine.processor import Processor
 from agnt5_engine.settings import load_settings
@@ -67,9 +66,6 @@ class Engine:
 
 @pytest.fixture
 async def engine(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """Workflows that the test module defined at import are known; those of other modules are not."""
-    before = registry.snapshot()
     engine = await Engine(tmp_path / "data").start()
     yield engine
     await engine.stop()
-    registry.restore(before)

@@ -5,27 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from agnt5 import registry
 from agnt5.function import function
 from agnt5.workflow import workflow
 from agnt5_engine.limits import Limit
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.ports import StartRequest
 from tests.triggers.engine import processor, runs_of, until
-
-
-@pytest.fixture(autouse=True)
-def empty_registry() -> Iterator[None]:
-    before = registry.snapshot()
-    registry.clear()
-    yield
-    registry.restore(before)
 
 
 class Turn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -19,14 +19,6 @@ from agnt5_engine.queues.pool import Pool
 from agnt5_engine.queues.positions import Positions
 from agnt5_engine.records.journal import StepBeat, StepCommand, StepFailed, StepSucceeded, StepWithdrawn
 from tests.triggers.engine import until
-
-
-@pytest.fixture(autouse=True)
-def empty_registry() -> Iterator[None]:
-    before = registry.snapshot()
-    registry.clear()
-    yield
-    registry.restore(before)
 
 
 class Journal:

@@ -1,4 +1,4 @@
-"""Workflows and functions defined in a test are forgotten after it."""
+"""Activations that a test left are evicted after it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from agnt5 import registry
 from tests.replay.model import LIVE
 
 
 @pytest.fixture(autouse=True)
-def own_registry() -> Iterator[None]:
-    before = registry.snapshot()
+def no_activation_left() -> Iterator[None]:
     yield
-    registry.restore(before)
     while LIVE:
         LIVE.pop().evict()
