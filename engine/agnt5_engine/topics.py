@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agnt5_engine.transport.base import BadTopicError, Log, TopicInfo, TopicSpec
@@ -32,6 +33,7 @@ async def ensure(log: Log, settings: Settings) -> dict[str, TopicInfo]:
     """Create what is missing (AGNT5_CREATE_TOPICS) and check what is there. Raises BadTopicError with the remedy."""
     wanted = specs(settings)
     found = await log.topics([s.name for s in wanted])
+    _refuse(settings, wanted, found)
     missing = [s for s in wanted if s.name not in found]
     if missing:
         if not settings.create_topics:
@@ -42,10 +44,28 @@ async def ensure(log: Log, settings: Settings) -> dict[str, TopicInfo]:
             )
         await log.create(missing, settings.replication)
         found = await log.topics([s.name for s in wanted])
-    faults = [fault for spec in wanted for fault in contradictions(spec, found[spec.name])]
+        _refuse(settings, wanted, found)
+    return found
+
+
+def _refuse(settings: Settings, wanted: Sequence[TopicSpec], found: Mapping[str, TopicInfo]) -> None:
+    faults = disagreement(settings, found)
+    if not faults:
+        faults = [fault for spec in wanted if spec.name in found for fault in contradictions(spec, found[spec.name])]
     if faults:
         raise BadTopicError("\n".join(faults))
-    return found
+
+
+def disagreement(settings: Settings, found: Mapping[str, TopicInfo]) -> list[str]:
+    """A changelog with another number of partitions than the journal's: no value of AGNT5_PARTITIONS fits both."""
+    journal, changelog = found.get(settings.journal_topic), found.get(settings.changelog_topic)
+    if journal is None or changelog is None or journal.partitions == changelog.partitions:
+        return []
+    return [
+        f"topic {journal.name} has {journal.partitions} partitions and {changelog.name} has {changelog.partitions}: "
+        "tables of another journal, or partitions were added, and runs would be looked for in the wrong place. "
+        "Make both anew with one number of partitions, or use another AGNT5_TOPIC_PREFIX"
+    ]
 
 
 def contradictions(spec: TopicSpec, info: TopicInfo) -> list[str]:
@@ -78,5 +98,18 @@ def contradictions(spec: TopicSpec, info: TopicInfo) -> list[str]:
         faults.append(
             f"topic {spec.name} keeps records for only {int(keep) / 1000:.0f} s (retention.ms): less than a checkpoint "
             f"may be old. Set retention.ms={spec.retention_ms}"
+        )
+    limit = info.config.get("retention.bytes")
+    if spec.log_append_time and limit is not None and int(limit) >= 0:
+        faults.append(
+            f"topic {spec.name} keeps only {int(limit):,} bytes (retention.bytes): records of live runs would vanish "
+            "when there is much to do. Set retention.bytes=-1"
+        )
+    largest = info.config.get("max.message.bytes")
+    if largest is not None and int(largest) < spec.max_message_bytes:
+        faults.append(
+            f"topic {spec.name} takes records of up to {int(largest):,} bytes (max.message.bytes), "
+            f"AGNT5_MAX_PAYLOAD_BYTES needs {spec.max_message_bytes:,} with what goes around a payload. Set "
+            f"max.message.bytes={spec.max_message_bytes}, or a smaller AGNT5_MAX_PAYLOAD_BYTES"
         )
     return faults
