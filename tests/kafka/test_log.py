@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -115,3 +116,14 @@ async def test_aborted_and_compacted_records_are_passed_over_exactly(log: KafkaL
         offsets = [r.offset async for batch in log.read(target, start, end) for r in batch.records]
         assert offsets == sorted(set(offsets))
         assert all(offset >= start for offset in offsets)
+
+
+async def test_a_call_given_up_while_it_connects_leaves_no_connection_behind(kafka: str) -> None:
+    for moment in range(30):
+        log = KafkaLog(plain(kafka), patience=30)
+        call = asyncio.create_task(log.cluster_id())
+        await asyncio.sleep(moment * 0.0004)
+        call.cancel()
+        await asyncio.wait([call])
+        await log.close()
+    gc.collect()  # a connection left open is an error by now (filterwarnings)

@@ -7,6 +7,7 @@ there, or that the engine has not asked for yet, is paused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,7 @@ _WATCH_EVERY = 1.0
 _INSIST_EVERY = 10.0  # seconds between attempts to have a partition given to somebody
 
 _SETTLE_SECONDS = 5.0
+_STOP_SECONDS = 3.0
 
 
 class ReplacedError(errors.KafkaError):  # type: ignore[misc]
@@ -126,7 +128,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         self.time_started = time.monotonic()
         try:
             await self._consumer.start()
-        except errors.KafkaError as error:
+        except (OSError, errors.KafkaError) as error:
             raise RetriableError(f"the group cannot be joined just now: {error}") from error
         coordinator = self._consumer._coordinator
         joining = _Joining(coordinator, self.app)
@@ -142,7 +144,27 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
                 await asyncio.wait([task])
         if self._consumer is not None and self._consumer._coordinator is not None and self.consumer.leave_on_stop:
             self._consumer._coordinator._group_instance_id = None  # only then does aiokafka tell the group
-        await super().on_thread_stop()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await super().on_thread_stop()
+        except (Exception, asyncio.CancelledError) as error:
+            # aiokafka waits for a broker that is away, or trips over its own cancelled requests; the engine waits too.
+            log.debug("consumer.abandoned", error=repr(error))
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            return
+        tasks = set(consumer._fetcher._pending_tasks) if consumer._fetcher is not None else set()
+        if consumer._coordinator is not None:
+            tasks.add(consumer._coordinator._coordination_task)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(consumer._client.close(), 1)
 
     async def _run(self, work: Any) -> None:
         """End the membership when a task of this thread fails."""

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from agnt5_engine.transport.base import BadTopicError, RetriableError, TopicPartition, TransportError
@@ -49,10 +49,42 @@ class Channel(Enum):
 
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's client, except that asking about a topic never creates it.
+    """aiokafka's client, except that asking about a topic never creates it, and that a first connection says why it
+    failed and is closed when it is given up.
 
     It adds no state, so that the clients inside aiokafka's consumers can be made one of these (`__class__`).
     """
+
+    async def bootstrap(self) -> None:
+        """Learn of the cluster from the first server that answers. Raises the last server's OSError or KafkaError."""
+        problem: Exception = OSError(f"no servers in {self._bootstrap_servers!r}")
+        for host, port, _ in self.hosts:
+            try:
+                connection = await create_conn(
+                    host,
+                    port,
+                    client_id=self._client_id,
+                    request_timeout_ms=self._request_timeout_ms,
+                    ssl_context=self._ssl_context,
+                    security_protocol=self._security_protocol,
+                    sasl_mechanism=self._sasl_mechanism,
+                    sasl_plain_username=self._sasl_plain_username,
+                    sasl_plain_password=self._sasl_plain_password,
+                )
+                try:
+                    response = await connection.send(MetadataRequest([], allow_auto_topic_creation=False))
+                finally:
+                    connection.close()
+            except (OSError, errors.KafkaError) as error:  # TimeoutError is an OSError
+                problem = error
+                if isinstance(error, (*_REFUSED, ssl.SSLError)):
+                    break
+            else:
+                self.cluster.update_metadata(response)
+                if self._sync_task is None:  # type: ignore[has-type]
+                    self._sync_task = asyncio.get_running_loop().create_task(self._md_synchronizer())
+                return
+        raise problem
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Iterable[str]) -> bool:
         request = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
@@ -114,44 +146,25 @@ class Wire:
     async def _connect(self) -> Client:
         attempt = Attempt(self)
         while True:
-            problem = await self._probe()
-            if problem is None:
-                client = Client(**self._options)
-                try:
-                    await client.bootstrap()
-                except errors.KafkaError as error:
-                    await client.close()
-                    problem = error
-                else:
-                    self.cluster = client.cluster
-                    self.is_back()
-                    return client
-            await attempt.failed(problem)
-
-    async def _probe(self) -> Exception | None:
-        """Why no server of the list can be used just now, or None. aiokafka itself only says that it could not."""
-        problem: Exception | None = None
-        names = ("security_protocol", "ssl_context", "sasl_mechanism", "sasl_plain_username", "sasl_plain_password")
-        options = {name: self._options[name] for name in names if name in self._options}
-        for host, port, _ in collect_hosts(self._options["bootstrap_servers"]):
+            client = Client(**self._options)
             try:
-                connection = await create_conn(host, port, request_timeout_ms=REQUEST_TIMEOUT_MS, **options)
+                await client.bootstrap()
             except _REFUSED as error:
                 raise TransportError(
-                    f"Kafka at {host}:{port} refused to let us in ({error}); check AGNT5_KAFKA_SASL_MECHANISM, "
+                    f"Kafka at {self.servers} refused to let us in ({error}); check AGNT5_KAFKA_SASL_MECHANISM, "
                     "AGNT5_KAFKA_SASL_USERNAME and AGNT5_KAFKA_SASL_PASSWORD"
                 ) from error
             except ssl.SSLError as error:
                 raise TransportError(
-                    f"no TLS with Kafka at {host}:{port} ({error}); check AGNT5_KAFKA_SECURITY_PROTOCOL and "
+                    f"no TLS with Kafka at {self.servers} ({error}); check AGNT5_KAFKA_SECURITY_PROTOCOL and "
                     "AGNT5_KAFKA_SSL_CA_FILE"
                 ) from error
-            except (OSError, errors.KafkaError, TimeoutError) as error:
-                problem = error
+            except (OSError, errors.KafkaError) as error:
+                await attempt.failed(error)
             else:
-                connection.close()
-                return None
-        return problem or OSError(f"no servers in {self.servers!r}")
+                self.cluster = client.cluster
+                self.is_back()
+                return client
 
     async def send(self, node: int, request: Any, channel: Channel = Channel.ASK) -> Any:
         """One request to one broker, once. Raises aiokafka's errors."""
@@ -187,7 +200,7 @@ class Wire:
         try:
             # The brokers known so far may have been replaced by others behind the same addresses.
             await client.bootstrap()
-        except errors.KafkaError:
+        except (OSError, errors.KafkaError):
             return False
         return bool(await client.force_metadata_update())
 
