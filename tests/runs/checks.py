@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic_core import from_json
@@ -208,6 +209,8 @@ def _result(world: World, run: Run) -> list[str]:
         output = from_json(run.output or b"null")
         if not programs.has_result(ops, output, told_in(world)):
             return [f"wrong result: run {run.run_id} gave {output} for {ops}"]
+        if ops[0] == ["chance"] and not run.attempt and datetime.fromisoformat(output[0][2]) != _began(run):
+            return [f"wrong result: run {run.run_id} began at {_began(run)} and saw {output[0][2]}"]
         return []
     if request is None:  # a child
         if run.status != "cancelled":
@@ -226,6 +229,11 @@ def _result(world: World, run: Run) -> list[str]:
     if run.status not in expected:
         return [f"wrong end: run {run.run_id} ({run.workflow}) is {run.status}: {run.error_type} {run.message}"]
     return []
+
+
+def _began(run: Run) -> datetime:
+    assert run.started_at is not None
+    return datetime.fromtimestamp(run.started_at // 1000, UTC).replace(microsecond=run.started_at % 1000 * 1000)
 
 
 def _outcomes(world: World, runs: dict[str, Run]) -> list[str]:

@@ -279,6 +279,39 @@ def test_a_write_that_took_effect_is_not_asked_again_though_its_run_waits_for_a_
     assert from_json(p.run().output or b"") == 2
 
 
+def test_a_write_that_builds_on_something_else_is_void_and_asked_again() -> None:
+    p = Partition(counting)
+    p.request(counting)
+    p.succeed("0", ["worked", 1])
+    write = written(p)
+    p.apply(write._replace(base=17))
+    assert p.state.session("run").state == {}
+    assert written(p) == write
+    p.apply(written(p), written(p))
+    assert p.state.session("run").state == {"n": b"1"}
+
+
+def test_a_timer_that_fires_early_by_the_clock_of_the_log_is_asked_again() -> None:
+    p = Partition(busy)
+    p.request(busy)
+    early = TimerFired("run", "2", p.state.claim)
+    p.apply(written(p))
+    assert [e.path for e in p.apply(early) if isinstance(e, SetTimer)] == ["2"]
+    p.clock += 60_000
+    p.apply(early)
+    assert "2" not in p.run().pending
+
+
+def test_records_of_an_owner_that_was_superseded_count_for_nothing() -> None:
+    p = Partition(one)
+    p.request(one)
+    stale = StepSucceeded("run", "0", 0, b'["worked", 1]', p.state.claim)
+    p.apply(OwnerClaimed("other", "1"), stale)
+    assert not p.run().ending
+    p.apply(stale._replace(claim=None))  # from a pool, which claims nothing
+    assert p.run().ending
+
+
 def test_a_write_that_waited_behind_a_call_takes_effect_where_it_stands_in_the_log() -> None:
     p = Partition(writer)
     p.request(writer)
