@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from agnt5 import registry
+from agnt5.function import Function
+from agnt5.workflow import Workflow
 
 _SCRIPT = Path(__file__).parent.parent / "scripts" / "kafka"
 _FIXTURES = {"kafka", "kafka_broker", "own_kafka", "secured_kafka"}
@@ -35,12 +37,13 @@ def _load() -> ModuleType:
 _script = _load()
 
 
-_defined: dict[Path, registry.Snapshot] = {}
+_defined: dict[Path, list[Workflow[Any] | Function[Any]]] = {}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Workflows and functions that a test module defines at import are not known to the next one."""
+    """Workflows and functions that a test module defines at import are not known to the next one. Those of a module
+    that it imports, which happens once, are known to all tests of its folder."""
     if not isinstance(collector, pytest.Module):
         return (yield)
     before = registry.snapshot()
@@ -48,15 +51,20 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        _defined[collector.path] = registry.snapshot()
+        made = registry.snapshot()
         registry.restore(before)
+        for definition in (*made.workflows.values(), *made.functions.values()):
+            own = definition.fn.__module__.rpartition(".")[2] == collector.path.stem
+            _defined.setdefault(collector.path if own else collector.path.parent, []).append(definition)
 
 
 @pytest.fixture(autouse=True)
 def own_definitions(request: pytest.FixtureRequest) -> Iterator[None]:
     """Known in a test are the workflows and functions of its module; those it defines itself are forgotten after it."""
     before = registry.snapshot()
-    registry.restore(_defined.get(request.path, registry.Snapshot({}, {})))
+    registry.clear()
+    for definition in _defined.get(request.path.parent, []) + _defined.get(request.path, []):
+        (registry.add_workflow if isinstance(definition, Workflow) else registry.add_function)(definition)
     yield
     registry.restore(before)
 
