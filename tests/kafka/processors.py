@@ -123,8 +123,11 @@ class Child:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, servers: str, group: str, journal: str, instance_id: str) -> Child:
-        command = [sys.executable, "-m", "tests.kafka.processors", servers, group, journal, instance_id]
+    async def start(
+        cls, servers: str, group: str, journal: str, instance_id: str, session_timeout: float = SESSION_TIMEOUT
+    ) -> Child:
+        arguments = [servers, group, journal, instance_id, str(session_timeout)]
+        command = [sys.executable, "-m", "tests.kafka.processors", *arguments]
         return cls(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE))
 
     async def _read(self) -> None:
@@ -141,8 +144,9 @@ class Child:
         await self._reading
 
 
-async def _main(servers: str, group: str, journal: str, instance_id: str) -> None:
-    processor = await Processor(servers, group, journal, instance_id).start()
+async def _main(servers: str, group: str, journal: str, instance_id: str, session_timeout: str) -> None:
+    session = float(session_timeout)
+    processor = await Processor(servers, group, journal, instance_id, session_timeout=session).start()
     while True:
         events = [[kind, sorted(source.partition for source in sources)] for kind, sources in processor.sink.events]
         print(json.dumps(events), flush=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agnt5_engine.place import PLACE
 from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import KafkaLog
 from tests.kafka.processors import SESSION_TIMEOUT, Child, Processor, make_journal, until
@@ -114,15 +115,22 @@ async def test_a_member_that_was_frozen_gives_up_everything_before_it_takes_anyt
     await a.stop(leave=True)
 
 
-async def test_a_dead_member_can_be_dropped_at_once(log: KafkaLog, fresh: Any, kafka: str) -> None:
+async def test_a_dead_member_is_dropped_at_once_and_one_that_has_its_name_since_is_not(
+    log: KafkaLog, fresh: Any, kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     group, journal = fresh("g"), fresh("journal")
     await make_journal(log, journal)
-    a = await Processor(kafka, group, journal, "a", session_timeout=60).start()
-    b = await Processor(kafka, group, journal, "b", session_timeout=60).start()
-    await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
-    await b.stop(leave=False)
-    assert await log.leave_group(group, ["b", "nobody"]) == ["b"]
-    await until(lambda: a.sink.journal_partitions() == ALL, timeout=10)
+    session = 300.0
+    a = await Processor(kafka, group, journal, "a", session_timeout=session).start()
+    for place in ("first", "second"):
+        monkeypatch.setenv(PLACE, place)
+        b = await Child.start(kafka, group, journal, "b", session)
+        await until(lambda: len(b.assigned()) == 2)  # noqa: B023
+        await until(lambda: len(a.sink.journal_partitions()) == 2)
+        await b.kill()
+    assert await log.drop_place(group, journal, "first") == []
+    assert await log.drop_place(group, journal, "second") == ["b"]
+    await until(lambda: a.sink.journal_partitions() == ALL)
     await a.stop(leave=True)
 
 

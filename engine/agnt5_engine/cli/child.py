@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from agnt5_engine import place  # noqa: F401 - takes its variable out of the environment
 from agnt5_engine.cli.terminal import FAILED, USAGE, fail, told
 
 LIFELINE = "AGNT5_CLI_LIFELINE"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agnt5_engine.cli.terminal import USAGE, command, fail
+from agnt5_engine.cli.terminal import USAGE, command, fail, say, warn
 
 if TYPE_CHECKING:
     from agnt5_engine.settings import Settings
@@ -46,7 +46,29 @@ def processor(
     places = [
         _environment(settings, broker, number) | ({child.LEAVE: "1"} if leave else {}) for number in range(processes)
     ]
-    raise typer.Exit(supervise(child.command("processor", modules), places))
+
+    async def vacate(place: str) -> None:
+        await _drop(settings, place)
+
+    raise typer.Exit(supervise(child.command("processor", modules), places, vacate))
+
+
+async def _drop(settings: Settings, place: str) -> None:
+    """Have the group give the partitions of a processor that will not come back to the others, at once."""
+    if settings.is_embedded:
+        return
+    from agnt5_engine.transport.base import TransportError
+    from agnt5_engine.transport.kafka import open_log
+
+    log = open_log(settings)
+    try:
+        for instance_id in await log.drop_place(settings.group, settings.journal_topic, place):
+            say(f"{instance_id} has left the group; its partitions go to the other processors")
+    except TransportError as error:
+        after = f"{settings.session_timeout:g} s (AGNT5_SESSION_TIMEOUT)"
+        warn(f"its partitions go to other processors only after {after}: the group could not be told: {error}")
+    finally:
+        await log.close()
 
 
 def _environment(settings: Settings, broker: str | None, number: int) -> dict[str, str]:

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agnt5_engine.cli.child import LIFELINE
 from agnt5_engine.cli.terminal import FAILED, USAGE, say, warn
+from agnt5_engine.place import PLACE
 
 GRACE_SECONDS = 30.0
 """How long a child may take to checkpoint and go."""
@@ -22,12 +24,16 @@ QUICK_DEATHS = 10
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
 
 
+Vacate = Callable[[str], Awaitable[None]]
+
+
 @dataclass
 class Place:
     """One child's place: the variables it is started with, and how it has fared."""
 
     number: int
     environment: Mapping[str, str]
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     process: subprocess.Popen[bytes] | None = None
     quick_deaths: int = 0
     given_up: bool = False
@@ -36,10 +42,12 @@ class Place:
 
 
 class Supervisor:
-    """Runs `command` once per place, each with that place's variables."""
+    """Runs `command` once per place, each with that place's variables. `vacate` is told the name of a place (see
+    `agnt5_engine.place`) that stays empty while others go on."""
 
-    def __init__(self, command: Sequence[str], places: Sequence[Mapping[str, str]]) -> None:
+    def __init__(self, command: Sequence[str], places: Sequence[Mapping[str, str]], vacate: Vacate | None) -> None:
         self._command = list(command)
+        self._vacate = vacate
         self._places = [Place(number, environment) for number, environment in enumerate(places)]
         self._stopping = asyncio.Event()
         self._signals = 0
@@ -87,6 +95,8 @@ class Supervisor:
             if place.quick_deaths >= QUICK_DEATHS:
                 place.code, place.given_up = FAILED, True
                 warn(f"child {place.number} died {QUICK_DEATHS} times in a row at once; its place is given up")
+                if self._vacate is not None:
+                    await self._until_stopped(self._vacate(place.name))
                 return
             delay = FIRST_DELAY if lived >= QUICK_SECONDS else min(delay * 2, LONGEST_DELAY)
             warn(f"child {place.number} {_how(code)} after {lived:.1f} s; starting it again")
@@ -101,7 +111,7 @@ class Supervisor:
         self._signal(signal.SIGTERM)
 
     def _start(self, place: Place) -> None:
-        environment = {**os.environ, **place.environment, LIFELINE: str(self._lifeline)}
+        environment = {**os.environ, **place.environment, LIFELINE: str(self._lifeline), PLACE: place.name}
         place.since = time.monotonic()
         place.process = subprocess.Popen(self._command, env=environment, pass_fds=(self._lifeline,))
 
@@ -117,6 +127,15 @@ class Supervisor:
                 warn(f"child {place.number} did not stop within {GRACE_SECONDS:.0f} s; killing it")
                 place.process.kill()
         return await waiting
+
+    async def _until_stopped(self, work: Awaitable[None]) -> None:
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        working.cancel()
+        await asyncio.wait((working,))
+        if not working.cancelled():
+            working.result()
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -135,10 +154,10 @@ def _how(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def supervise(command: Sequence[str], places: Sequence[Mapping[str, str]]) -> int:
+def supervise(command: Sequence[str], places: Sequence[Mapping[str, str]], vacate: Vacate | None = None) -> int:
     """Run the children until stopped; returns the exit code."""
 
     async def work() -> int:
-        return await Supervisor(command, places).run()
+        return await Supervisor(command, places, vacate).run()
 
     return asyncio.run(work())

@@ -15,7 +15,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from agnt5_engine.transport.base import Ack, Batch, Member, Message, TopicInfo, TopicPartition, TopicSpec
 from agnt5_engine.transport.kafka import topics as topics_
 from agnt5_engine.transport.kafka.checkpoint import KafkaCheckpointer
-from agnt5_engine.transport.kafka.members import group_members, leave_group
+from agnt5_engine.transport.kafka.members import drop_place, group_members
 from agnt5_engine.transport.kafka.produce import Producer
 from agnt5_engine.transport.kafka.read import read
 from agnt5_engine.transport.kafka.wire import Attempt, Wire, unless_final
@@ -100,9 +100,9 @@ class KafkaLog:
     async def members(self, group: str, journal: str) -> list[Member]:
         return await group_members(self.wire, group, journal)
 
-    async def leave_group(self, group: str, instance_ids: Sequence[str]) -> list[str]:
-        """Make the group forget static members at once, be they alive or dead; returns those it knew."""
-        return await leave_group(self.wire, group, instance_ids)
+    async def drop_place(self, group: str, journal: str, name: str) -> list[str]:
+        """Make the group forget the member at this place, alive or dead, at once; returns its instance ID if known."""
+        return await drop_place(self.wire, group, journal, name)
 
     # -- topics
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,31 +14,31 @@ from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Int16, Int32, Schema, String
 
+from agnt5_engine import place
 from agnt5_engine.transport.base import Member, TransportError
 from agnt5_engine.transport.kafka.wire import RETRIABLE, Attempt, Wire, unless_final
 
 _MOVED = frozenset({15, 16})
 _UNKNOWN_MEMBER = 25
-
-
-_PROCESS = uuid.uuid4().hex[:12]
+_FENCED_INSTANCE = 82
+_SETTLE_SECONDS = 30.0  # longer than a rebalance may take
 
 
 def address(url: str, instance_id: str) -> str:
     """What a member calls itself in the group. Faust's assignor keys members by it, so it must be unique."""
-    return f"{url}#{instance_id}~{_PROCESS}"
+    return f"{url}#{instance_id}~{place.name}"
 
 
 def replaced_by(members: Sequence[Any], journal: str, instance_id: str) -> str | None:
     """The URL of the other process that is in the group under this instance ID, from a description of its members."""
     for described in members:
         member = _member(described, journal)
-        if member is not None and member.instance_id == instance_id and _process(described[3]) != _PROCESS:
+        if member is not None and member.instance_id == instance_id and _place(described[3]) != place.name:
             return member.url
     return None
 
 
-def _process(metadata: bytes) -> str:
+def _place(metadata: bytes) -> str:
     told = json.loads(ConsumerProtocol.METADATA.decode(metadata).user_data)
     return str(told["url"]).rpartition("~")[2]
 
@@ -49,14 +48,20 @@ async def group_members(wire: Wire, group: str, journal: str) -> list[Member]:
 
     While the group is being rearranged nobody is at work: then this waits for it, for about two seconds.
     """
-    request = DescribeGroupsRequest([group])
-    for _ in range(8):
-        response = await _coordinate(wire, group, request, lambda answer: int(answer.groups[0][0]))
-        if response.groups[0][2] not in ("PreparingRebalance", "CompletingRebalance"):
-            break
-        await asyncio.sleep(0.25)
-    found = [_member(member, journal) for member in response.groups[0][5]]
+    found = [_member(member, journal) for member in await _described(wire, group, seconds=2)]
     return sorted(member for member in found if member is not None)
+
+
+async def _described(wire: Wire, group: str, seconds: float) -> Any:
+    """The members, with what they say of themselves if the group is settled within so many seconds."""
+    request = DescribeGroupsRequest([group])
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        response = await _coordinate(wire, group, request, lambda answer: int(answer.groups[0][0]))
+        settled = response.groups[0][2] not in ("PreparingRebalance", "CompletingRebalance")
+        if settled or asyncio.get_running_loop().time() > deadline:
+            return response.groups[0][5]
+        await asyncio.sleep(0.25)
 
 
 def _member(described: Any, journal: str) -> Member | None:
@@ -78,13 +83,22 @@ def _member(described: Any, journal: str) -> Member | None:
     return Member(instance_id, url, tuple(owned))
 
 
-async def leave_group(wire: Wire, group: str, instance_ids: Sequence[str]) -> list[str]:
-    """Make the group forget static members at once, be they alive or dead; returns those it knew."""
-    if not instance_ids:
+async def drop_place(wire: Wire, group: str, journal: str, name: str) -> list[str]:
+    """Make the group forget the member at this place (see `agnt5_engine.place`), alive or dead, at once.
+
+    Returns its instance ID, or nothing where the group knows no such member. It goes by its member ID: a process that
+    has joined under the same instance ID since is left alone.
+    """
+    leaving = [
+        (described[0], member.instance_id)
+        for described in await _described(wire, group, seconds=_SETTLE_SECONDS)
+        if (member := _member(described, journal)) is not None and _place(described[3]) == name
+    ]
+    if not leaving:
         return []
-    response = await _coordinate(wire, group, _LeaveRequest(group, instance_ids), lambda answer: int(answer.error_code))
+    response = await _coordinate(wire, group, _LeaveRequest(group, leaving), lambda answer: int(answer.error_code))
     for _, instance_id, code in response.members:
-        if code not in (0, _UNKNOWN_MEMBER):
+        if code not in (0, _UNKNOWN_MEMBER, _FENCED_INSTANCE):
             raise TransportError(f"group {group!r} keeps {instance_id!r}: {errors.for_code(code).__name__}")
     return [instance_id for _, instance_id, code in response.members if code == 0]
 
@@ -141,9 +155,10 @@ class _LeaveRequest_v3(RequestStruct):  # type: ignore[misc]
 class _LeaveRequest(Request[_LeaveRequest_v3]):  # type: ignore[misc]
     API_KEY: ClassVar[int] = 13
 
-    def __init__(self, group: str, instance_ids: Sequence[str]) -> None:
+    def __init__(self, group: str, members: Sequence[tuple[str, str]]) -> None:
+        """`members`: the member ID and instance ID of each."""
         self._group = group
-        self._members = [("", instance_id) for instance_id in instance_ids]
+        self._members = members
 
     def build(self, request_struct_class: type[_LeaveRequest_v3]) -> Any:
         return request_struct_class(self._group, self._members)
