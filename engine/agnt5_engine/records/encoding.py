@@ -9,37 +9,52 @@ bytes, long, boolean, and unions with null. Tests hold it to fastavro's bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 
-def _varint(n: int) -> bytes:
-    """A long: zig-zag, then 7 bits at a time, lowest first (Avro specification, "Binary encoding")."""
-    n = (n << 1) ^ (n >> 63)
-    if n >> 42 == 0 and n >> 28:  # 32-bit digests and times in milliseconds, written out
-        low = (n & 0x7F | 0x80, n >> 7 & 0x7F | 0x80, n >> 14 & 0x7F | 0x80, n >> 21 & 0x7F | 0x80)
-        return bytes((*low, n >> 28)) if n >> 35 == 0 else bytes((*low, n >> 28 & 0x7F | 0x80, n >> 35))
-    out = bytearray()
-    while n > 0x7F:
-        out.append(n & 0x7F | 0x80)
-        n >>= 7
-    out.append(n)
-    return bytes(out)
-
-
-_SMALL = [_varint(n) for n in range(4096)]
+# A long is zig-zagged, then written 7 bits at a time, lowest first (Avro specification, "Binary encoding"). Two such
+# groups at once come from a table: as the last of a number, or with more to follow.
+_LAST = [bytes((z,)) if z < 128 else bytes((z & 127 | 128, z >> 7)) for z in range(1 << 14)]
+_MORE = [bytes((z & 127 | 128, z >> 7 | 128)) for z in range(1 << 14)]
 
 
 def _long(n: int) -> bytes:
-    return _SMALL[n] if 0 <= n < 4096 else _varint(n)
+    z = (n << 1) ^ (n >> 63)
+    if z < 1 << 14:
+        return _LAST[z]
+    if z < 1 << 28:
+        return _MORE[z & 0x3FFF] + _LAST[z >> 14]
+    if z < 1 << 42:  # digests, times in milliseconds
+        return _MORE[z & 0x3FFF] + _MORE[z >> 14 & 0x3FFF] + _LAST[z >> 28]
+    return _MORE[z & 0x3FFF] + _MORE[z >> 14 & 0x3FFF] + _MORE[z >> 28 & 0x3FFF] + _rest(z >> 42)
+
+
+def _rest(z: int) -> bytes:
+    return _LAST[z] if z < 1 << 14 else _MORE[z & 0x3FFF] + _LAST[z >> 14]
 
 
 def _string(s: str) -> bytes:
-    data = s.encode()
-    return _long(len(data)) + data
+    """Most strings come again at once: names, paths, the ID of a run in each of its rows."""
+    found = _STRINGS.get(s)
+    if found is None:
+        data = s.encode()
+        found = _long(len(data)) + data
+        if len(data) <= _SHORT:
+            if len(_STRINGS) >= _MOST_STRINGS:
+                _STRINGS.clear()
+            _STRINGS[s] = found
+    return found
+
+
+_STRINGS: dict[str, bytes] = {}
+_MOST_STRINGS = 10_000
+_SHORT = 100
 
 
 def _bytes(data: bytes) -> bytes:
-    return _long(len(data)) + data
+    size = len(data)
+    return (_LAST[size << 1] if size < 1 << 13 else _long(size)) + data
 
 
 def _boolean(value: bool) -> bytes:
@@ -50,6 +65,7 @@ def compiled(schema: Any, header: bytes) -> Callable[[Any], bytes]:
     """A function from a NamedTuple with the schema's fields, in their order, to `header` and the Avro body."""
     names: dict[str, Any] = {
         "_long": _long,
+        "_last": _LAST,
         "_string": _string,
         "_bytes": _bytes,
         "_boolean": _boolean,
@@ -58,7 +74,7 @@ def compiled(schema: Any, header: bytes) -> Callable[[Any], bytes]:
     }
     _define(schema, names)
     fields = ", ".join(f["name"] for f in schema["fields"])
-    parts = ", ".join(_expression(f["type"], f["name"], names) for f in schema["fields"])
+    parts = _fields(schema["fields"], names)
     source = f"def encode(record):\n    {fields}, = record\n    return _join((_header, {parts},))\n"
     exec(compile(source, f"<Avro {schema['name']}>", "exec"), names)
     made: Callable[[Any], bytes] = names["encode"]
@@ -73,7 +89,7 @@ def _define(schema: Any, names: dict[str, Any]) -> None:
                 _define(field["type"], names)
             if f"_record_{name}" not in names:
                 given = ", ".join(f["name"] for f in fields)
-                parts = ", ".join(_expression(f["type"], f["name"], names) for f in fields)
+                parts = _fields(fields, names)
                 source = f"def _record_{name}(record):\n    {given}, = record\n    return _join(({parts},))\n"
                 exec(compile(source, f"<Avro {name}>", "exec"), names)
         case {"type": "array", "items": inner} | {"type": "map", "values": inner}:
@@ -85,16 +101,32 @@ def _define(schema: Any, names: dict[str, Any]) -> None:
             pass
 
 
+def _fields(fields: Any, names: dict[str, Any]) -> str:
+    """Python that encodes the fields, as items of a tuple. Optional texts in a row are mostly all absent."""
+    parts = []
+    for optional, group in groupby(fields, key=lambda f: f["type"] == ["null", "string"]):
+        each = [(f["name"], _expression(f["type"], f["name"], names)) for f in group]
+        if optional and len(each) > 1:
+            given = " is ".join(name for name, _ in each)
+            joined = " + ".join(part for _, part in each)
+            parts.append(f"({bytes(len(each))!r} if {given} is None else {joined})")
+        else:
+            parts += [part for _, part in each]
+    return ", ".join(parts)
+
+
 def _expression(schema: Any, value: str, names: dict[str, Any]) -> str:
     """Python that encodes the variable (or attribute) `value`."""
     match schema:
-        case "string" | "bytes" | "long" | "boolean":
+        case "long":
+            return f"(_last[{value} << 1] if 0 <= {value} < 8192 else _long({value}))"
+        case "string" | "bytes" | "boolean":
             return f"_{schema}({value})"
         case ["null", inner]:
             return f'(b"\\0" if {value} is None else b"\\2" + {_expression(inner, value, names)})'
         case {"type": "array", "items": inner}:
             item = _expression(inner, "x", names)
-            return f'(_long(len({value})) + _join([{item} for x in {value}]) + b"\\0" if {value} else b"\\0")'
+            return f'(_long(len({value})) + b"".join([{item} for x in {value}]) + b"\\0" if {value} else b"\\0")'
         case {"type": "map", "values": inner}:
             item = _expression(inner, "x", names)
             pairs = f"_join([_string(k) + {item} for k, x in {value}.items()])"
