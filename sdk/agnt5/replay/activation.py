@@ -20,7 +20,7 @@ from agnt5.replay.ending import deadlock, outcome_of
 from agnt5.replay.entries import ASYNCIO_SLEEP, BRANCH, TIMER, Branch, Entry, Open, Operation, TimerEntry, UsedUp
 from agnt5.replay.eviction import drop
 from agnt5.replay.inplace import DEFAULT_TIMEOUT_MS, InPlace
-from agnt5.replay.loop import DeterministicLoop, StableTask, Timer
+from agnt5.replay.loop import GONE, DeterministicLoop, StableTask, Timer
 from agnt5.replay.pending import wait_for
 from agnt5.replay.protocol import (
     Cancelled,
@@ -101,6 +101,7 @@ class Activation:
         self.misfit: NonDeterminismError | None = None
         self._replay: Replay | None = None
         self._tasks: list[asyncio.Task[Any]] = []
+        self._branches: list[Branch] = []
         self._prune_at = 64
         self._results: dict[int, tuple[object, BaseException | None]] = {}
         self._tokens = 0
@@ -195,8 +196,13 @@ class Activation:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         drop(coro for task in alive if (coro := task.get_coro()) is not None)
         for operation in (*self.open.values(), *self.unasked.values()):
-            if isinstance(operation, Entry) and operation.work is not None:
-                operation.work.discard()
+            if isinstance(operation, Entry):
+                operation.forget()
+        # What a run leaves behind is freed at once, not by the garbage collector: no cycle may remain.
+        for branch in self._branches:
+            branch.task = None
+        self.loop.host = GONE
+        self._branches.clear()
         self._tasks.clear()
         self._results.clear()
         self.loop.ready.clear()
@@ -228,6 +234,7 @@ class Activation:
         except Exception as error:
             body = _raise(error)
         self.root = branch.task = self._task(body, self.info.run_id, context)
+        self._branches.append(branch)
 
     def apply(self, event: Event, past: PastEvent | None) -> None:
         """Hand one event to whoever waits for it."""
@@ -408,8 +415,9 @@ class Activation:
         path = parent.take()
         branch = Branch(self, f"{path}/")
         context.run(BRANCH.set, branch)
-        branch.task = self._task(coro, name or path, context)
-        return branch.task
+        branch.task = task = self._task(coro, name or path, context)
+        self._branches.append(branch)
+        return task
 
     def _task(self, coro: Any, name: str, context: contextvars.Context) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = StableTask(coro, loop=self.loop, name=name, context=context)

@@ -201,6 +201,12 @@ class Entry(Operation[T_co]):
         if self.work is not None:
             self.work.discard()
 
+    def forget(self) -> None:
+        """The run leaves memory: nobody is woken any more."""
+        self._callback, self._more = None, None
+        if self.work is not None:
+            self.work.discard()
+
     def resolved(self, data: bytes) -> None:
         if self.work is not None:
             self.work.discard()

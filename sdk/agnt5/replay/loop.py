@@ -47,6 +47,32 @@ class Host(Protocol):
         """asyncio tells of something nobody waits for: a callback or a forgotten task failed."""
 
 
+class _Gone:
+    """In place of a run that has left memory: what still holds on to its loop can do nothing with it."""
+
+    @property
+    def loop(self) -> NoReturn:
+        raise RuntimeError("the workflow's run has left memory: its tasks, timers and futures are of no use any more")
+
+    def now_ms(self) -> NoReturn:
+        return self.loop
+
+    def add_timer(self, timer: Timer) -> NoReturn:
+        return self.loop
+
+    def new_task(self, coro: Any, name: str | None, context: contextvars.Context | None) -> NoReturn:
+        return self.loop
+
+    def drop_timer(self, timer: Timer) -> None:
+        pass
+
+    def report(self, context: dict[str, Any]) -> None:
+        pass
+
+
+GONE: Any = _Gone()
+
+
 class StableTask(asyncio.Task[T]):
     """A task whose place in a set is the same in every replay: a TaskGroup cancels its tasks, and `asyncio.wait`
     gives them back, in the order of a set, which is otherwise that of their memory addresses."""
