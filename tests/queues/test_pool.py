@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -26,8 +27,10 @@ class Journal:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
-        self.skew = 0
         self.held: list[Callable[[], None]] | None = None
+
+    def now(self) -> int:
+        return int(time.time() * 1000)
 
     def append(self, record: Any, then: Callable[[], None] | None = None) -> None:
         self.records.append(record)

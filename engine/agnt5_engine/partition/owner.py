@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from agnt5_engine.partition.schedules import Schedules
 from agnt5_engine.partition.sender import Publish, Sender
 from agnt5_engine.partition.steps import Slots, Steps
 from agnt5_engine.partition.table import Table
-from agnt5_engine.partition.timers import Timers
+from agnt5_engine.partition.timers import Timers, steady_ms
 from agnt5_engine.records.avro import RecordError, decode
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
@@ -277,7 +276,7 @@ class Owner:
         self._last_acked = offset + len(batch) - 1
         if ack.time > 0:
             # The ack took its time to come, so a sample is at most too small: follow the largest, slowly forgetting it.
-            self.timers.skew = max(ack.time - int(time.time() * 1000), self.timers.skew - 1)
+            self.timers.skew = max(ack.time - steady_ms(), self.timers.skew - 1)
         for out in batch:
             if offset == state.applied + 1:
                 apply(state, offset, ack.time, out.record)

@@ -1,7 +1,7 @@
 """The timers of one partition: a heap, and one alarm for its head.
 
-Due times are the log's; the alarm is set on this machine's clock, corrected by the skew seen in the acks, and the log
-decides: a TimerFired that comes too early is asked again.
+Due times are the log's; the alarm is set on a clock of this machine that nobody can set, corrected by the skew seen in
+the acks, and the log decides: a TimerFired that comes too early is asked again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ from collections.abc import Callable
 #: Timers that fire before the loop has a turn for others.
 _AT_ONCE = 500
 
+#: Goes on while the machine sleeps, wherever there is such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def steady_ms() -> int:
+    """Milliseconds since some moment, unmoved when the machine's clock is set. A skew against the wall clock would be
+    wrong by as much as that is stepped, until the next ack at best: timers would fire over and over, or hours late."""
+    return time.clock_gettime_ns(_CLOCK) // 1_000_000
+
 
 class Timers:
     """Calls `fire(run_id, path)` when a due time (ms, log time) is believed to have come."""
@@ -23,11 +32,11 @@ class Timers:
         self._heap: list[tuple[int, str, str]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_due = 0
-        self.skew = 0  # log time minus this machine's, ms
+        self.skew = time.time_ns() // 1_000_000 - steady_ms()  # log time minus the steady one
 
     def now(self) -> int:
         """The log's time, as far as this machine can tell (ms)."""
-        return int(time.time() * 1000) + self.skew
+        return steady_ms() + self.skew
 
     def set(self, due: int, run_id: str, path: str) -> None:
         heapq.heappush(self._heap, (due, run_id, path))
@@ -41,7 +50,7 @@ class Timers:
         if self._heap:
             self._alarm_due = self._heap[0][0]
             # Half a millisecond late rather than early: an early one costs a record.
-            delay = max((self._alarm_due - time.time() * 1000 - self.skew) / 1000 + 0.0005, 0)
+            delay = max((self._alarm_due - self.skew) / 1000 - time.clock_gettime(_CLOCK) + 0.0005, 0)
             self._alarm = asyncio.get_running_loop().call_later(min(delay, 3600), self._ring)
 
     def _ring(self) -> None:

@@ -273,8 +273,7 @@ class Work:
         info = error_info(e, c.name, c.attempt + 1)
         retry_at = None
         if options.retryable(e, c.attempt + 1):
-            now = int(time.time() * 1000) + self._pool.results.skew
-            retry_at = now + options.delay_ms(c.attempt + 1, random.random())
+            retry_at = self._pool.results.now() + options.delay_ms(c.attempt + 1, random.random())
         return StepFailed(c.run_id, c.path, c.attempt, info.type, info.message, info.traceback, retry_at, None)
 
     # ------------------------------------------------------------------ signs of life

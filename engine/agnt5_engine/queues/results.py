@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from agnt5_engine.partition.appender import Appender, Outgoing
+from agnt5_engine.partition.timers import steady_ms
 from agnt5_engine.records.journal import StepBeat, StepFailed, StepSucceeded
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.transport.base import Ack, Log, TopicPartition
@@ -25,7 +26,11 @@ class Results:
         self._failed = failed
         self._appenders: dict[int, Appender] = {}
         self._thens: dict[int, deque[Then | None]] = {}
-        self.skew = 0  # log time minus this machine's, ms
+        self._skew = time.time_ns() // 1_000_000 - steady_ms()  # log time minus the steady one
+
+    def now(self) -> int:
+        """The log's time, as far as this machine can tell (ms)."""
+        return steady_ms() + self._skew
 
     def append(self, record: StepSucceeded | StepFailed | StepBeat, then: Then | None = None) -> None:
         """Write it soon; `then` is called when it is durable."""
@@ -42,7 +47,7 @@ class Results:
 
         def acked(ack: Ack, batch: list[Outgoing]) -> None:
             if ack.time > 0:
-                self.skew = ack.time - int(time.time() * 1000)
+                self._skew = ack.time - steady_ms()
             for _ in batch:
                 then = thens.popleft()
                 if then is not None:
