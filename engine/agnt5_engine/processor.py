@@ -23,6 +23,7 @@ from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
 from agnt5_engine.partition.standby import Standby
 from agnt5_engine.partition.steps import Slots
+from agnt5_engine.partition.table import NoRoomError
 from agnt5_engine.ports import NotHere, Page, Started, StartRequest
 from agnt5_engine.publisher import Publisher
 from agnt5_engine.records.routing import partition_of, routing_key
@@ -227,7 +228,7 @@ class Processor:
             log.error("partition.stopped", partition=partition, error=str(error))
         elif isinstance(error, FencedError):
             log.warning("partition.fenced", partition=partition, error=str(error))
-        elif isinstance(error, RetriableError):
+        elif isinstance(error, RetriableError | NoRoomError):
             self._waiting[partition] = str(error)
             log.warning("partition.waiting", partition=partition, error=str(error))
         else:

@@ -27,7 +27,7 @@ from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableErr
 log = structlog.get_logger()
 
 #: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped
-#: tombstones that it never saw (`delete.retention.ms` is 24 h by default).
+#: tombstones that it never saw (`delete.retention.ms` is 24 h by default). Nor is one from the future: a clock was set.
 _STALE_SECONDS = 12 * 3600
 #: How often a table that nothing new comes for is noted to be up to date.
 _SEEN_SECONDS = 3600
@@ -141,7 +141,7 @@ def _usable(local: LocalMarker, cluster_id: str, start: int, end: int) -> bool:
     return (
         local.cluster_id == cluster_id
         and start <= local.changelog_offset <= end
-        and time.time() - local.written_at < _STALE_SECONDS
+        and abs(time.time() - local.written_at) < _STALE_SECONDS
     )
 
 

@@ -42,12 +42,16 @@ class Standby:
             except Exception as e:
                 # It only saves time: whoever takes the partition over restores it by himself.
                 log.warning("standby.failed", partition=partition, error=repr(e))
+                self._close_table()  # after a failed write it takes no more: opened anew it does
                 await asyncio.sleep(_AGAIN_SECONDS)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
+        self._close_table()
+
+    def _close_table(self) -> None:
         if self._table is not None:
             self._table.close()
             self._table = None

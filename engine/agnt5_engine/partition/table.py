@@ -6,6 +6,7 @@ when.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -28,6 +29,7 @@ from rocksdict import (
 from agnt5_engine.runs.checkpoint import Row, derived
 from agnt5_engine.runs.restored import RestoredRows
 from agnt5_engine.runs.table import BY_ASKED, BY_CREATED, PAUSED
+from agnt5_engine.transport.embedded.store import NO_ROOM
 
 _LOCAL_MARKER = b"M"
 _FORMAT = 1
@@ -37,6 +39,10 @@ _CACHE = Cache(64 * 1024 * 1024)
 
 _UNLOGGED = WriteOptions()
 _UNLOGGED.disable_wal = True
+
+
+class NoRoomError(Exception):
+    """The disk that holds the table is full. Opening the table anew goes on from what is on the disk."""
 
 
 class LocalMarker(NamedTuple):
@@ -72,8 +78,9 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = self._open(path)
+        with self._room():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = self._open(path)
         self._filling = False
 
     @staticmethod
@@ -86,11 +93,24 @@ class Table:
         try:
             return open_()
         except Exception as e:
-            if "lock" in str(e).lower():
+            if "lock" in str(e).lower() or _is_full(e):
                 raise
             # Damaged: it is only a cache. The changelog brings everything back.
             shutil.rmtree(path)
             return open_()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """RocksDB's word for a full disk as ours. Raises NoRoomError."""
+        try:
+            yield
+        except Exception as e:
+            if not _is_full(e):
+                raise
+            raise NoRoomError(
+                f"no room left on the disk that holds {self.path}. Nothing is lost, Kafka has it all; free some space, "
+                f"and the partition goes on by itself. ({e})"
+            ) from e
 
     def get(self, key: bytes) -> bytes | None:
         value: bytes | None = self._db.get(key)
@@ -115,7 +135,8 @@ class Table:
                 _put(batch, d)
             _put(batch, row)
         batch.put(_LOCAL_MARKER, _marker_bytes(marker))
-        self._db.write(batch)
+        with self._room():
+            self._db.write(batch)
 
     def marker(self) -> LocalMarker | None:
         data = self._db.get(_LOCAL_MARKER)
@@ -134,8 +155,9 @@ class Table:
     def begin_filling(self) -> None:
         """Make ready for many rows: until `end_filling` nothing is to be read, and what is written is lost with the
         process (always the latest, so that the marker stays true)."""
-        self._db.close()
-        self._db = self._open(self.path, filling=True)
+        with self._room():
+            self._db.close()
+            self._db = self._open(self.path, filling=True)
         self._filling = True
 
     def batch(self, rows: RestoredRows, marker: LocalMarker) -> WriteBatch:
@@ -147,15 +169,17 @@ class Table:
 
     def put(self, batch: WriteBatch) -> None:
         """Write it. May be called in another thread, one at a time."""
-        self._db.write(batch, _UNLOGGED if self._filling else None)
+        with self._room():
+            self._db.write(batch, _UNLOGGED if self._filling else None)
 
     def end_filling(self) -> None:
         """Everything on disk, and open for reading again. Takes a moment: for another thread."""
         if self._filling:
-            self._db.flush()
-            self._db.close()
-            self._filling = False
-            self._db = self._open(self.path)
+            with self._room():
+                self._db.flush()
+                self._db.close()
+                self._filling = False
+                self._db = self._open(self.path)
 
     def forget_created(self, run_ids: set[bytes]) -> None:
         """Remove the places of deleted runs from the index by creation."""
@@ -164,16 +188,23 @@ class Table:
             for key, _ in self.scan(BY_CREATED):
                 if key[9:] in run_ids:
                     batch.delete(key)
-            self._db.write(batch)
+            with self._room():
+                self._db.write(batch)
 
     def clear(self) -> None:
         """Forget everything: what is here does not follow from this changelog."""
-        self._db.close()
-        shutil.rmtree(self.path)
-        self._db = self._open(self.path)
+        with self._room():
+            self._db.close()
+            shutil.rmtree(self.path)
+            self._db = self._open(self.path)
 
     def close(self) -> None:
-        self._db.close()
+        with contextlib.suppress(Exception):  # after a failed write RocksDB may refuse; the changelog has it all
+            self._db.close()
+
+
+def _is_full(error: Exception) -> bool:
+    return any(sign in str(error) for sign in NO_ROOM)
 
 
 def _marker_bytes(marker: LocalMarker) -> bytes:

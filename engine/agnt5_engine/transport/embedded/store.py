@@ -43,7 +43,8 @@ _U64 = struct.Struct(">Q")
 
 _MIB = 1 << 20
 _ROOM_TO_OPEN = 8 * _MIB
-_NO_ROOM = ("No space left", "Disk quota exceeded", "File too large", "no space", "NoSpace")
+#: Signs of a full disk in RocksDB's errors.
+NO_ROOM = ("No space left", "Disk quota exceeded", "File too large", "no space", "NoSpace")
 
 WriteBatch = rocksdict.WriteBatch
 
@@ -256,7 +257,7 @@ class Store:
     def explain(self, error: Exception) -> TransportError:
         """RocksDB's error as ours."""
         text = str(error)
-        if any(sign in text for sign in _NO_ROOM):
+        if any(sign in text for sign in NO_ROOM):
             return self._no_room(text)
         if "lock" in text.lower() and "LOCK" in text:
             return self._lock.held_error()
