@@ -118,7 +118,7 @@ def _row(spec: TopicSpec, info: TopicInfo | None) -> dict[str, Any]:
             "cleanup.policy": spec.cleanup,
             "retention.ms": -1 if spec.retention_ms is None else spec.retention_ms,
             "max.message.bytes": spec.max_message_bytes,
-            **({"message.timestamp.type": "LogAppendTime"} if spec.log_append_time else {}),
+            "message.timestamp.type": "LogAppendTime",
         },
         "faults": faults,
     }

@@ -83,7 +83,7 @@ class TopicSpec:
     cleanup: str  # "delete" | "compact" | "compact,delete"
     retention_ms: int | None  # None: for ever
     max_message_bytes: int
-    log_append_time: bool = False
+    log_append_time: bool = False  # cannot do without; every topic of the engine is made so
 
 
 class TopicInfo(NamedTuple):

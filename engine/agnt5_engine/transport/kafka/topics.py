@@ -28,7 +28,8 @@ def wanted(spec: TopicSpec, replication: int) -> dict[str, str]:
         "retention.ms": str(-1 if spec.retention_ms is None else spec.retention_ms),
         "retention.bytes": "-1",  # a cluster-wide limit by size would cut the log under live runs
         "max.message.bytes": str(spec.max_message_bytes),
-        "message.timestamp.type": "LogAppendTime" if spec.log_append_time else "CreateTime",
+        # With a time of ours, a processor whose clock is an hour ahead would be refused, one far behind soon forgotten.
+        "message.timestamp.type": "LogAppendTime",
         "unclean.leader.election.enable": "false",  # it forgets acknowledged records
     }
     if replication >= 3:
