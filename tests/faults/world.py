@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -23,48 +25,13 @@ import httpx
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from agnt5 import registry
 from tests.engine.processes import ProcessorProcess
+from tests.faults.company import APP, CUSTOMERS, STEPS, Clock, Notes
+from tests.faults.proxy import Proxy
+from tests.faults.rebuilt import judged
 
-CUSTOMERS = 7
-
-APP = """
-import os
-from agnt5 import FunctionContext, WorkflowContext, function, workflow
-from agnt5.types import event
-
-LOG = os.open(os.environ["AGNT5_TEST_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-def note(ctx: FunctionContext) -> None:
-    os.write(LOG, f"{ctx.name} {ctx.idempotency_key}\\n".encode())
-
-@function
-async def price(ctx: FunctionContext, order: int) -> int:
-    note(ctx)
-    return order * 3
-
-@function(retries={"max_attempts": 4, "initial_interval_ms": 20})
-async def reserve(ctx: FunctionContext, order: int) -> int:
-    note(ctx)
-    if order % 5 == 0 and ctx.attempt == 0:
-        raise ConnectionError("the stock service is away")
-    return order + 1
-
-@function
-def charge(ctx: FunctionContext, order: int, total: int) -> int:
-    note(ctx)
-    return total
-
-@workflow(triggers=[event("TOPIC", session="customer")])
-async def order(ctx: WorkflowContext, order: int, customer: str) -> dict:
-    total, reserved = await ctx.parallel(ctx.step(price, order), ctx.step(reserve, order))
-    place = await ctx.session.state.get("orders", 0)
-    await ctx.session.state.set("orders", place + 1)
-    await ctx.sleep(0.05)
-    charged = await ctx.step(charge, order, total)
-    return {"order": order, "charged": charged, "reserved": reserved, "place": place}
-"""
-#: Steps per order, each executed once where nothing goes wrong; `reserve` twice for every fifth.
-STEPS = 3
+PARTITIONS = 4
 
 
 def kafka_script() -> ModuleType:
@@ -101,32 +68,39 @@ class Report:
 class World:
     """Brings everything up, lets orders flow, heals, and checks."""
 
-    def __init__(self, folder: Path, broker: Any, *, processors: int = 2, rate: float = 60, seed: int = 1) -> None:
+    def __init__(
+        self, folder: Path, broker: Any, proxy: Proxy, *, processors: int = 2, rate: float = 60, seed: int = 1
+    ) -> None:
+        """`broker` must say that it is where `proxy` is (`advertised`)."""
         self.folder = folder
         self.broker = broker
+        self.proxy = proxy
         self.rate = rate
         self.random = random.Random(seed)
         self.report = Report()
         self.name = f"c{uuid.uuid4().hex[:8]}"
         self.topic = f"{self.name}.orders"
-        self.log = folder / "steps.log"
-        self.log.touch()
-        module = folder / "chaos_app.py"
-        module.write_text(APP.replace("TOPIC", self.topic))
+        self.notes = Notes(folder / "steps")
+        self.module = folder / f"chaos_app_{self.name}.py"
+        self.module.write_text(APP.replace("TOPIC", self.topic))
         settings = {
-            "broker": f"kafka://{broker.bootstrap}", "topic_prefix": f"{self.name}.", "group": self.name,
-            "partitions": 4, "trigger_start": "earliest", "test_log": self.log, "log_level": "warning",
+            "broker": f"kafka://{proxy.address}", "topic_prefix": f"{self.name}.", "group": self.name,
+            "partitions": PARTITIONS, "trigger_start": "earliest", "test_log": self.notes.path, "log_level": "warning",
         }  # fmt: skip
-        self.processors = [ProcessorProcess(module, folder / "data", **settings) for _ in range(processors)]
-        self.guest = ProcessorProcess(module, folder / "guest", **settings)
+        self.clocks = [Clock(folder / f"clock-{n}") for n in range(processors)]
+        self.processors = [
+            ProcessorProcess(self.module, folder / "data", **settings, test_clock=clock.path) for clock in self.clocks
+        ]
+        self.guest = ProcessorProcess(self.module, folder / "guest", **settings)
         self._stop = asyncio.Event()
 
     # ------------------------------------------------------------------ life
 
     async def __aenter__(self) -> World:
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap)
+        await self.proxy.start(self.broker.ports["PLAINTEXT"])
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.proxy.address)
         await admin.start()
-        await admin.create_topics([NewTopic(self.topic, 4, 1)])
+        await admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])
         await admin.close()
         for p in self.processors:
             await asyncio.to_thread(p.start)
@@ -136,16 +110,21 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         self._load.cancel()
         await asyncio.gather(self._load, return_exceptions=True)
+        await self._stop_processors()
+        await self.proxy.stop()
+        self.notes.close()
+
+    async def _stop_processors(self) -> None:
         for p in (*self.processors, self.guest):
-            with contextlib.suppress(Exception):
-                p.signal(signal.SIGCONT)
-            with contextlib.suppress(Exception):
-                p.stop()
+            if p.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    p.signal(signal.SIGCONT)
+        await asyncio.gather(*(asyncio.to_thread(p.stop) for p in (*self.processors, self.guest)))
 
     async def _orders(self) -> None:
         """A plain Kafka client that never gives an order up: what it was acked is accepted."""
         producer = AIOKafkaProducer(
-            bootstrap_servers=self.broker.bootstrap, acks="all", enable_idempotence=True, request_timeout_ms=120_000
+            bootstrap_servers=self.proxy.address, acks="all", enable_idempotence=True, request_timeout_ms=120_000
         )
         await producer.start()
         try:
@@ -229,13 +208,57 @@ class World:
         await asyncio.sleep(self.random.random() * 2)
         await asyncio.to_thread(self.broker.start, tied=True)
 
+    async def broker_is_slow(self) -> None:
+        """A tenth of a second and more for every request and every answer."""
+        self.proxy.delay = self.random.uniform(0.05, 0.2)
+        await asyncio.sleep(self.random.uniform(3, 6))
+        self.proxy.delay = 0.0
+
+    async def connections_break(self) -> None:
+        """All of them at once, a few times."""
+        for _ in range(4):
+            self.proxy.cut()
+            await asyncio.sleep(self.random.random())
+
+    async def acks_are_lost(self) -> None:
+        """The broker has written what it was given, and who gave it never hears of that."""
+        lost, end = self.proxy.lost, time.monotonic() + 30
+        self.proxy.loss = 0.3
+        await asyncio.sleep(self.random.uniform(2, 4))
+        while self.proxy.lost < lost + 3 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.proxy.loss = 0.0
+        assert self.proxy.lost >= lost + 3, "nothing was written meanwhile"
+
+    async def disk_is_full(self) -> None:
+        """No file of a processor may grow: it says so and waits, then goes on by itself."""
+        await self.whole()
+        p = next(p for p in self.processors if self._owned_by(p))
+        assert p.process is not None
+        unlimited = resource.prlimit(p.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(p.process.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+        end = time.monotonic() + 60
+        while "no room left on the disk" not in (told := await asyncio.to_thread(self._detail, p)):
+            assert time.monotonic() < end, f"a full disk is not told of: {told}\n{p.tail()}"
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(self.random.uniform(1, 3))
+        resource.prlimit(p.process.pid, resource.RLIMIT_FSIZE, unlimited)
+
+    async def clock_steps(self) -> None:
+        """A processor's clock is set hours ahead, then hours back, then right."""
+        clock = self.random.choice(self.clocks)
+        for hours in self.random.sample((-5, 5), 2):
+            clock.step(hours * 3600)
+            await asyncio.sleep(self.random.uniform(2, 4))
+        clock.step(0)
+
     # ------------------------------------------------------------------ afterwards
 
     async def whole(self, seconds: float = 120) -> None:
         """Until the processors own every partition between them, caught up."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if len(await asyncio.to_thread(self._owned)) == 4:
+            if len(await asyncio.to_thread(self._owned)) == PARTITIONS:
                 return
             await asyncio.sleep(0.1)
         tails = "\n".join(p.tail(8) for p in self.processors)
@@ -246,11 +269,21 @@ class World:
         for p in self.processors:
             if p.process is None or p.process.poll() is not None:
                 p.start(wait=False)  # its supervisor's part
-                continue
-            with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
-                body = httpx.get(f"{p.url}/readyz", timeout=2).json()
-                owned |= {x["partition"] for x in body["partitions"] if x["caught_up"]}
+            else:
+                owned |= self._owned_by(p)
         return owned
+
+    def _owned_by(self, p: ProcessorProcess) -> set[int]:
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            body = httpx.get(f"{p.url}/readyz", timeout=2).json()
+            return {x["partition"] for x in body["partitions"] if x["caught_up"]}
+        return set()
+
+    def _detail(self, p: ProcessorProcess) -> str:
+        """Why a processor is not ready."""
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            return str(httpx.get(f"{p.url}/readyz", timeout=2).json().get("detail"))
+        return ""
 
     async def settle(self, seconds: float = 180) -> Report:
         """Stop the orders, wait until every accepted one has ended, and check all that must hold."""
@@ -267,6 +300,9 @@ class World:
             await asyncio.sleep(0.5)
         self._check(runs)
         await asyncio.to_thread(self._check_histories, runs)
+        await self._stop_processors()
+        self.report.executions = self.notes.count
+        await self._check_tables()
         return self.report
 
     def _runs(self) -> list[dict[str, Any]]:
@@ -301,7 +337,6 @@ class World:
             if sorted(seen) != list(range(len(seen))):
                 r.wrong += 1
                 r.problems.append(f"the counter of {customer} is not exact")
-        r.executions = len(self.log.read_text().splitlines())
         r.needed = STEPS * r.accepted + (r.accepted + 4) // 5
 
     def _check_histories(self, runs: list[dict[str, Any]], sample: int = 100) -> None:
@@ -315,24 +350,41 @@ class World:
                     self.report.wrong += 1
                     self.report.problems.append(f"history of {run['run_id']}: {events}")
 
+    async def _check_tables(self) -> None:
+        """The tables are what the changelog says, and what the journal comes to from its first record on."""
+        os.environ["AGNT5_TEST_LOG"] = str(self.notes.path)
+        try:
+            registry.load(str(self.module))
+            bad = await judged(self.proxy.address, f"{self.name}.", PARTITIONS, self.folder)
+        finally:
+            del os.environ["AGNT5_TEST_LOG"]
+        self.report.wrong += len(bad)
+        self.report.problems += bad
+
 
 FAULTS: tuple[str, ...] = (
     "kill", "kill_both", "freeze", "restart", "lose_disk", "guest_comes_and_goes", "broker_pauses", "broker_dies",
+    "broker_is_slow", "connections_break", "acks_are_lost", "disk_is_full", "clock_steps",
 )  # fmt: skip
 
 
 async def run_schedule(
-    folder: Path, broker: Any, faults: list[str], *, seed: int, rate: float = 60, between: float = 2.0,
+    folder: Path, broker: Any, proxy: Proxy, faults: list[str], *, seed: int, rate: float = 60, between: float = 2.0,
     told: Callable[[str], None] = lambda text: None,
 ) -> Report:  # fmt: skip
     """Orders flow while the faults come one after the other; returns what came of it all."""
-    async with World(folder, broker, seed=seed, rate=rate) as world:
+    async with World(folder, broker, proxy, seed=seed, rate=rate) as world:
         await world.flow(between)
         for fault in faults:
             told(fault)
             await world.inject(fault)
             await world.flow(between)
         return await world.settle()
+
+
+def advertised(proxy: Proxy) -> dict[str, str]:
+    """Settings of a broker that everybody reaches through `proxy`."""
+    return {"advertised.listeners": f"PLAINTEXT://{proxy.address}"}
 
 
 def seeded(seed: int, count: int) -> list[str]:

@@ -15,8 +15,9 @@ from agnt5_engine.runs import ask, checkpoint, table
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.effects import Call, InterruptCall
 from agnt5_engine.runs.state import PartitionState
-from tests.runs.checks import at_once, differences, snapshot, step_through, undisturbed
+from tests.runs.checks import at_once, step_through, undisturbed
 from tests.runs.simulator import Code, Owner, core, marker_of
+from tests.runs.snapshots import differences, snapshot
 from tests.runs.storage import Store, evict, state_of
 from tests.runs.worlds import ENOUGH, WORLDS, Fault, live, seeds
 

@@ -25,7 +25,7 @@ from agnt5_engine.records.rows import PendingRow, SessionRow, UserRow
 from agnt5_engine.runs import checkpoint, table
 from agnt5_engine.runs.model import DeadlineAsk, EndAsk, Pending, Run
 from agnt5_engine.runs.rows import pending_of, pending_row, run_of, run_row, session_of, session_row, user_of, user_row
-from tests.runs.checks import snapshot
+from tests.runs.snapshots import snapshot
 from tests.runs.storage import Store, state_of
 from tests.runs.test_records import records, values
 from tests.runs.worlds import live
