@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -42,8 +43,8 @@ _defined: dict[Path, list[Workflow[Any] | Function[Any]]] = {}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Workflows and functions that a test module defines at import are not known to the next one. Those of a module
-    that it imports, which happens once, are known to all tests of its folder."""
+    """Workflows and functions that a test module defines at import are not known to the next one. Those of other
+    modules, which are imported once, are known to all tests of their folder."""
     if not isinstance(collector, pytest.Module):
         return (yield)
     before = registry.snapshot()
@@ -54,8 +55,8 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
         made = registry.snapshot()
         registry.restore(before)
         for definition in (*made.workflows.values(), *made.functions.values()):
-            own = definition.fn.__module__.rpartition(".")[2] == collector.path.stem
-            _defined.setdefault(collector.path if own else collector.path.parent, []).append(definition)
+            path = Path(inspect.getfile(inspect.unwrap(definition.fn)))
+            _defined.setdefault(path if path.name.startswith("test_") else path.parent, []).append(definition)
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from agnt5 import WorkflowContext, workflow
 from agnt5_engine.records.avro import decode, encode, use_codec
 from agnt5_engine.records.journal import SignalSent
 from agnt5_engine.records.sealing import AesGcm, SealError, parse_keys
 from agnt5_engine.settings import load_settings
-from tests.engine import test_features  # noqa: F401  (defines the workflow)
 from tests.engine.conftest import Engine
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -61,11 +61,16 @@ def test_a_wrong_key_setting_is_refused_without_being_shown(text: str) -> None:
     assert text.partition(":")[2] not in str(refused.value) or ":" not in text
 
 
+@workflow
+async def confides(ctx: WorkflowContext) -> list[str]:
+    return [await ctx.wait_for_signal(name) for name in ("go", "go", "other")]
+
+
 async def test_no_file_of_the_embedded_engine_holds_a_payload(tmp_path: Path) -> None:
     keys = f"one:{base64.b64encode(OLD).decode()}"
     use_codec(AesGcm(parse_keys(keys)))
     engine = await Engine(tmp_path / "data", payload_keys=keys).start()
-    run_id = await engine.submit("signalled", session_id="a session")
+    run_id = await engine.submit("confides", session_id="a session")
     await engine.processor.signal(run_id, "go", "Chunky Bacon", None)
     await engine.restart(crash=True)
     await engine.processor.signal(run_id, "go", "Chunky Bacon", None)
