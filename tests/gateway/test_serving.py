@@ -15,6 +15,7 @@ from httpx_sse import EventSource
 
 from agnt5_engine.gateway import addresses, connection
 from agnt5_engine.gateway.app import create_app
+from agnt5_engine.gateway.metrics import STREAMS
 from agnt5_engine.gateway.serve import AddressError, HttpServer
 from agnt5_engine.settings import Settings
 from tests.gateway.fake_engine import Cluster, FakeEngine
@@ -161,6 +162,37 @@ async def test_a_client_that_hangs_up_leaves_no_waiter_behind(start: Start, clus
     with pytest.raises(httpx.ReadTimeout):
         await live.http.post("/v1/workflows/signalled/run", json={}, timeout=0.3)
     await until(lambda: not waits)
+
+
+async def test_a_reader_that_stays_but_does_not_read_holds_little_and_not_for_long(
+    start: Start, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await start()
+    run_id = await begin(live)
+    run = cluster.runs[run_id]
+    for _ in range(4000):
+        run.record("log", data={"message": "x" * 10_000})
+    given = 0
+    follow = live.engine.follow
+
+    async def counted(run_id: str, after: int = 0) -> AsyncIterator[object]:
+        nonlocal given
+        async for event in follow(run_id, after):
+            given += 1
+            yield event
+
+    monkeypatch.setattr(live.engine, "follow", counted)
+    monkeypatch.setattr(connection, "STALLED_SECONDS", 1.0)
+    host, port = live.url.removeprefix("http://").split(":")
+    with closing(socket.socket()) as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        silent.connect((host, int(port)))
+        silent.sendall(f"GET /v1/runs/{run_id}/events?follow=1 HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+        await until(lambda: given > 0)
+        await until(lambda: STREAMS._value.get() == 0)  # let go of
+    # What the two ends' sockets take, some megabytes, and no more: not the 40 that there are.
+    assert 0 < given < 2000
+    assert (await live.http.get("/healthz")).status_code == 200
 
 
 async def talk(live: Live, *parts: bytes, pause: float = 0.0) -> bytes:
