@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from agnt5_engine.runs import activate, ask, checkpoint, commands, settle, table
+from agnt5_engine.runs import activate, ask, checkpoint, commands, results, settle, table
 from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.model import Session
@@ -29,9 +29,9 @@ def first_record_does_not_win(patch: Patch) -> None:
         run = state.run(record.run_id)
         if run is None or (run.ended and type(record).__name__ != "RunFinished"):
             return None
-        return None if core._hold(state, held, record) else run
+        return None if run.status == "paused" and results._hold(state, run, held) else run
 
-    patch.setattr(core, "_open_run", open_run)
+    patch.setattr(results, "open_run", open_run)
 
 
 def claims_are_ignored(patch: Patch) -> None:
@@ -61,18 +61,18 @@ def a_void_write_is_not_asked_again(patch: Patch) -> None:
         return write(state, session, run_id, asked)._replace(base=session.base - 1)
 
     patch.setattr(activate, "state_written", badly_based)
-    patch.setattr(core, "state_written", lambda *given: write(*given)._replace(run_id="nobody"))
+    patch.setattr(results, "state_written", lambda *given: write(*given)._replace(run_id="nobody"))
 
 
 def failures_have_no_attempt(patch: Patch) -> None:
-    failed = core._step_failed
+    failed = results.step_failed
 
     def of_any_attempt(state: PartitionState, held: Any, r: Any) -> None:
         run = state.run(r.run_id)
         p = run.pending.get(r.path) if run is not None else None
         failed(state, held, r if p is None else r._replace(attempt=p.attempt))
 
-    patch.setattr(core, "_step_failed", of_any_attempt)
+    patch.setattr(results, "step_failed", of_any_attempt)
 
 
 def what_is_pending_is_not_asked_again(patch: Patch) -> None:
@@ -186,11 +186,7 @@ def a_row_that_was_changed_is_not_deleted(patch: Patch) -> None:
 
 
 def a_parked_run_keeps_no_records(patch: Patch) -> None:
-    def drop(state: PartitionState, held: Any, record: Any) -> bool:
-        run = state.run(record.run_id)
-        return run is not None and run.status == "paused"
-
-    patch.setattr(core, "_hold", drop)
+    patch.setattr(results, "_hold", lambda state, run, held: True)
 
 
 def parked_runs_are_not_tried_by_the_next_owner(patch: Patch) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
-
 # A long is zig-zagged, then written 7 bits at a time, lowest first (Avro specification, "Binary encoding"). Two such
 # groups at once come from a table: as the last of a number, or with more to follow.
 _LAST = [bytes((z,)) if z < 128 else bytes((z & 127 | 128, z >> 7)) for z in range(1 << 14)]
@@ -35,19 +34,18 @@ def _rest(z: int) -> bytes:
 
 
 def _string(s: str) -> bytes:
-    """Most strings come again at once: names, paths, the ID of a run in each of its rows."""
-    found = _STRINGS.get(s)
-    if found is None:
-        data = s.encode()
-        found = _long(len(data)) + data
-        if len(data) <= _SHORT:
-            if len(_STRINGS) >= _MOST_STRINGS:
-                _STRINGS.clear()
-            _STRINGS[s] = found
+    """One that is not among `_STRINGS`."""
+    data = s.encode()
+    found = _long(len(data)) + data
+    if len(data) <= _SHORT:
+        if len(_STRINGS) >= _MOST_STRINGS:
+            _STRINGS.clear()
+        _STRINGS[s] = found
     return found
 
 
 _STRINGS: dict[str, bytes] = {}
+"""Most strings come again at once: names, paths, the ID of a run in each of its rows."""
 _MOST_STRINGS = 10_000
 _SHORT = 100
 
@@ -66,6 +64,7 @@ def compiled(schema: Any, header: bytes) -> Callable[[Any], bytes]:
     names: dict[str, Any] = {
         "_long": _long,
         "_last": _LAST,
+        "_strings": _STRINGS,
         "_string": _string,
         "_bytes": _bytes,
         "_boolean": _boolean,
@@ -120,7 +119,9 @@ def _expression(schema: Any, value: str, names: dict[str, Any]) -> str:
     match schema:
         case "long":
             return f"(_last[{value} << 1] if 0 <= {value} < 8192 else _long({value}))"
-        case "string" | "bytes" | "boolean":
+        case "string":
+            return f"(_strings.get({value}) or _string({value}))"
+        case "bytes" | "boolean":
             return f"_{schema}({value})"
         case ["null", inner]:
             return f'(b"\\0" if {value} is None else b"\\2" + {_expression(inner, value, names)})'

@@ -270,6 +270,12 @@ Result: TypeAlias = (
     | Delivered
 )
 JournalRecord: TypeAlias = OwnerClaimed | Command | Result
+RunRecord: TypeAlias = (
+    RunRequested | UserResponded | SignalSent | CancelRequested | RetryRequested
+    | StepSucceeded | StepFailed | StepRestarted | StepIsolated | StepDispatched | StepBeat
+    | CallInterrupted | TimerFired | StateWritten | Replied | ChildFinished | RunRetried | RunFinished | RunParked
+)  # fmt: skip
+"""Of one run: those with a `run_id`, by which they are routed."""
 
 
 # ------------------------------------------------------------------ records of the steps.<queue> topics

@@ -58,6 +58,7 @@ def run_id_for(session_id: str | None, unique: str) -> str:
     return unique if session_id is None else f"{session_key(session_id)}.{unique}"
 
 
+@lru_cache(maxsize=1 << 14)
 def routing_key(run_id: str) -> str:
     return run_id.partition(".")[0]
 

@@ -7,6 +7,8 @@ routing key wait until `finish_call` has closed it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic_core import to_json
 
 from agnt5.errors import NonDeterminismError
@@ -46,6 +48,7 @@ from agnt5_engine.runs.outbox import post_child, post_emit, post_tell, post_user
 from agnt5_engine.runs.state import PartitionState
 
 _REVIVAL = "revival"
+_NONE: list[Any] = []  # in the rows of most records: never changed
 
 
 class _View:
@@ -72,8 +75,8 @@ def advance(state: PartitionState, run: Run, cause: Cause) -> bool:
         _put_aside(state, run, cause, "poison", detail)
         return False
     time = cause.held.time
-    if run.history:
-        time = max(time, run.history[-1].time)
+    if run.history and run.history[-1].time > time:
+        time = run.history[-1].time
     try:
         activation = run.activation
         if activation is None:
@@ -301,8 +304,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
         run.seq, time, what if not cause.again else h.KEPT, path, kind, name, cause.attempt, cause.digest, value,
         error.type if error else None, error.message if error else None, error.traceback if error else None,
         error.step if error else None, cause.by,
-        [Read(p, v) for p, v in turn.reads] if turn.reads else [],
-        [Mark(n, v) for n, v in turn.marks] if turn.marks else [],
+        [Read(p, v) for p, v in turn.reads] if turn.reads else _NONE,
+        [Mark(n, v) for n, v in turn.marks] if turn.marks else _NONE,
         notes,
     )  # fmt: skip
     if cause.again:
@@ -320,7 +323,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
             _lock(state, run, ask)
     if turn.outcome is not None:
         _end(state, run, turn, time)
-    moved(state, run, ended=False)
+    if state.watched:
+        moved(state, run, ended=False)
 
 
 def _take_signal(run: Run, name: str) -> None:

@@ -10,19 +10,6 @@ from typing import assert_never
 
 from agnt5.replay.protocol import (
     Cancelled,
-    ChildAsk,
-    EmitAsk,
-    ErrorInfo,
-    Failed,
-    Resolved,
-    SignalAsk,
-    SleepAsk,
-    StepAsk,
-    TimedOut,
-    UserAsk,
-    UserStateAsk,
-    WriteAsk,
-    ask_key,
 )
 from agnt5_engine.records.avro import decode, encode, is_a
 from agnt5_engine.records.journal import (
@@ -36,6 +23,7 @@ from agnt5_engine.records.journal import (
     RetryRequested,
     RunFinished,
     RunParked,
+    RunRecord,
     RunRequested,
     RunRetried,
     ScheduleBegun,
@@ -52,15 +40,13 @@ from agnt5_engine.records.journal import (
     UserStateAsked,
 )
 from agnt5_engine.records.routing import routing_key
-from agnt5_engine.records.rows import Held, HistoryRow
-from agnt5_engine.runs import activate
-from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, is_locked, moved, park, state_written
+from agnt5_engine.records.rows import Held
+from agnt5_engine.runs import activate, results
+from agnt5_engine.runs.activate import park
 from agnt5_engine.runs.ask import ask_pending
 from agnt5_engine.runs.commands import (
     begun_attempt,
     cancel_requested,
-    changed,
     failure,
     retry_requested,
     run_requested,
@@ -68,7 +54,7 @@ from agnt5_engine.runs.commands import (
     user_responded,
     user_state_asked,
 )
-from agnt5_engine.runs.effects import Append, Execute, InterruptCall, SetTimer, Superseded
+from agnt5_engine.runs.effects import Append, Execute, InterruptCall, Superseded
 from agnt5_engine.runs.finish import finish, go_on_again, unpark
 from agnt5_engine.runs.model import DEADLINE, Cause, OpenTurn, Run, Session
 from agnt5_engine.runs.pools import step_beat, step_dispatched
@@ -76,20 +62,21 @@ from agnt5_engine.runs.schedules import schedule_begun
 from agnt5_engine.runs.settle import SETTLE, settle
 from agnt5_engine.runs.state import PartitionState
 
+_OF_NO_RUN = (OwnerClaimed, Delivered, UserStateAsked, ScheduleBegun)
+
 
 def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) -> None:
     """Apply the record at `offset`, which the log stamped `time` (ms)."""
     state.applied = offset
     if time > state.now:
         state.now = time
-    if isinstance(record, OwnerClaimed):
-        _owner_claimed(state, offset, record)
-        return
     claim = getattr(record, "claim", None)
     if claim is not None and claim < state.claim:
         return
     held = Held(offset, state.now, b"")
-    if isinstance(record, Delivered):
+    if not isinstance(record, _OF_NO_RUN):
+        feed(state, held, record)
+    elif isinstance(record, Delivered):
         for id in record.ids:
             _delivered(state, held, id, record.claim)
     elif isinstance(record, UserStateAsked):
@@ -97,7 +84,7 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
     elif isinstance(record, ScheduleBegun):
         schedule_begun(state, held, record)
     else:
-        feed(state, held, record)
+        _owner_claimed(state, offset, record)
 
 
 def finish_call(
@@ -116,14 +103,14 @@ def finish_call(
     _drain(state, session)
 
 
-def feed(state: PartitionState, held: Held, record: JournalRecord) -> None:
+def feed(state: PartitionState, held: Held, record: RunRecord) -> None:
     """Apply a record to its run, unless others of its routing key go first."""
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
     run_id = record.run_id
-    session = state.sessions.get(routing_key(run_id))
+    key = routing_key(run_id)
+    session = state.sessions.get(key)
     if session is None:
         _apply(state, held, record)
-        session = state.sessions.get(routing_key(run_id))
+        session = state.sessions.get(key)
         if session is not None:
             _drain(state, session)
         return
@@ -245,39 +232,37 @@ def resume_queue(state: PartitionState, key: str) -> None:
     _drain(state, state.session(key))
 
 
-def _apply(state: PartitionState, held: Held, record: JournalRecord) -> None:
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
+def _apply(state: PartitionState, held: Held, record: RunRecord) -> None:
     state.current = record
     _dispatch(state, held, record)
-    if (run := state.runs.get(record.run_id)) is not None:
+    run = state.runs.get(record.run_id)
+    if run is not None and (run.signals or run.tells or run.keeps):
         settle(state, run, held)
 
 
-def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
+def _dispatch(state: PartitionState, held: Held, record: RunRecord) -> None:
     match record:
-        case StepSucceeded(run_id, path, attempt, result):
-            run = _open_run(state, held, record)
-            if run is not None and (p := run.pending.get(path)) is not None and isinstance(p.ask, StepAsk):
-                advance(state, run, Cause(held, Resolved(path, result), "step", p.ask.name, p.digest, attempt))
+        case StepSucceeded():
+            results.step_succeeded(state, held, record)
         case RunFinished():
-            run = _open_run(state, held, record)
+            run = results.open_run(state, held, record)
             if run is not None and record.attempt == run.attempt:
                 error = failure(record.error_type, record.message, record.traceback, record.step)
                 finish(state, run, held, record.status, record.output, error)
         case RunRequested():
             run_requested(state, held, record)
         case StepFailed():
-            _step_failed(state, held, record)
+            results.step_failed(state, held, record)
         case TimerFired():
-            _timer_fired(state, held, record)
+            results.timer_fired(state, held, record)
         case CallInterrupted():
             pass  # the calls had returned
         case StateWritten():
-            _state_written(state, held, record)
+            results.write_recorded(state, held, record)
         case Replied():
-            _replied(state, held, record)
+            results.replied(state, held, record)
         case ChildFinished():
-            _child_finished(state, held, record)
+            results.child_finished(state, held, record)
         case SignalSent():
             signal_sent(state, record)
         case UserResponded():
@@ -290,7 +275,7 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
                 _refeed(state, record.run_id, waited)
                 ask_pending(state, state.runs[record.run_id])
         case RunRetried():
-            run = _open_run(state, held, record)
+            run = results.open_run(state, held, record)
             if run is not None and record.attempt > begun_attempt(run):
                 go_on_again(state, run, held, record.attempt)
         case StepRestarted(run_id, path):
@@ -315,31 +300,8 @@ def _dispatch(state: PartitionState, held: Held, record: JournalRecord) -> None:
             run = state.run(run_id)
             if run is not None and not run.ended and run.status != "paused":
                 park(state, run, None, reason, detail)
-        case OwnerClaimed() | Delivered() | UserStateAsked() | ScheduleBegun():
-            raise AssertionError(record)
         case _:
             assert_never(record)
-
-
-def _open_run(state: PartitionState, held: Held, record: JournalRecord) -> Run | None:
-    """The record's run, if it goes on now. A parked run's record is kept for later."""
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
-    run = state.run(record.run_id)
-    if run is None or run.ended:
-        return None
-    if run.ending and not isinstance(record, RunFinished | RunRetried):
-        return None
-    return None if _hold(state, held, record) else run
-
-
-def _hold(state: PartitionState, held: Held, record: JournalRecord) -> bool:
-    assert not isinstance(record, OwnerClaimed | Delivered | UserStateAsked | ScheduleBegun)
-    run = state.run(record.run_id)
-    if run is None or run.status != "paused":
-        return False
-    run.held = [*run.held, state.waiting(held)]
-    state.changed(run)
-    return True
 
 
 def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
@@ -349,99 +311,6 @@ def _refeed(state: PartitionState, run_id: str, held: list[Held]) -> None:
         front = session.turn.records if session.turn is not None else 0
         session.queue[front:front] = held
         state.session_changed(session)
-
-
-def _replied(state: PartitionState, held: Held, r: Replied) -> None:
-    run = _open_run(state, held, r)
-    if run is None or (p := run.pending.get(r.path)) is None:
-        return
-    if not isinstance(p.ask, UserStateAsk | EmitAsk | WriteAsk) or is_locked(state, run, r.path):
-        return
-    _, kind, name = ask_key(p.ask)
-    advance(state, run, Cause(held, Resolved(r.path, r.value), kind, name, p.digest))
-
-
-def _step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
-    run = _open_run(state, held, r)
-    if run is None or (p := run.pending.get(r.path)) is None or not isinstance(p.ask, StepAsk):
-        return
-    if r.attempt != p.attempt:
-        return
-    error = ErrorInfo(r.error_type, r.message, r.traceback, p.ask.name, r.attempt + 1)
-    if r.retry_at is None:
-        cause = Cause(held, Failed(r.path, error), "step", p.ask.name, p.digest, r.attempt)
-        advance(state, run, cause)
-        return
-    p.attempt += 1
-    p.retry_at = r.retry_at
-    p.restarts = p.isolated = 0
-    p.dispatched, p.beat_at = False, None
-    p.saved = False
-    row = HistoryRow(
-        run.seq, held.time, h.ATTEMPT_FAILED, r.path, "step", p.ask.name, r.attempt, 0, str(r.retry_at).encode(),
-        r.error_type, r.message, r.traceback, p.ask.name, None, [], [], [],
-    )  # fmt: skip
-    state.note(run, row, 1)
-    state.effects.append(Execute(run.run_id, r.path))
-    moved(state, run, ended=False)
-
-
-def _timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
-    run = _open_run(state, held, r)
-    if run is None or (p := run.pending.get(r.path)) is None or (due := p.due) is None:
-        return
-    if held.time < due:
-        state.effects.append(SetTimer(due, r.run_id, r.path))
-        return
-    key = p.key
-    if key is None:
-        cause = Cause(held, Cancelled("timeout"), name="timeout")
-    elif isinstance(p.ask, SleepAsk):
-        cause = Cause(held, Resolved(r.path, b"null"), key.kind, key.name)
-    else:
-        assert isinstance(p.ask, UserAsk | SignalAsk)
-        cause = Cause(held, TimedOut(r.path), key.kind, key.name)
-    advance(state, run, cause)
-
-
-def _child_finished(state: PartitionState, held: Held, r: ChildFinished) -> None:
-    run = _open_run(state, held, r)
-    if run is None or (p := run.pending.get(r.path)) is None or not isinstance(p.ask, ChildAsk):
-        return
-    event: Resolved | Failed
-    if r.status == "completed":
-        event = Resolved(r.path, r.output or b"null")
-    elif r.attempt != run.attempt:
-        return  # how it ended when an earlier attempt had asked; it has been asked to go on
-    else:
-        error_type = r.error_type or ("TimeoutError" if r.status == "timeout" else "CancelledError")
-        message = r.message or f"child run {r.child_run_id} is {r.status}"
-        event = Failed(r.path, ErrorInfo(error_type, message, r.traceback or "", p.ask.workflow))
-    advance(state, run, Cause(held, event, "child", p.ask.workflow, p.digest))
-
-
-def _state_written(state: PartitionState, held: Held, r: StateWritten) -> None:
-    run = state.run(r.run_id)
-    if run is None or run.ended:
-        return
-    session = state.session(run.key)
-    if session.lock == (r.run_id, r.path):
-        p = run.pending[r.path]
-        assert isinstance(p.ask, WriteAsk)
-        if r.base != session.base:
-            state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
-            return
-    elif run.status != "paused" or r.base != session.base:
-        # What is left of it: written before its run was parked, by code that fitted. What others of the session wrote
-        # since builds on it, so it counts; the run will be told when it gets there.
-        return
-    session.state = changed(session.state, r.changes)
-    session.base = held.offset
-    session.lock = None
-    state.session_changed(session)
-    # Done, whatever becomes of telling the run: should that have to wait, this is what waits, not the write.
-    state.current = done = Replied(r.run_id, r.path, b"null")
-    _replied(state, held._replace(value=b""), done)
 
 
 def _delivered(state: PartitionState, held: Held, id: str, claim: int) -> None:

@@ -50,18 +50,11 @@ class Host(Protocol):
 class _Gone:
     """In place of a run that has left memory: what still holds on to its loop can do nothing with it."""
 
-    @property
-    def loop(self) -> NoReturn:
+    def refuse(self, *_given: object) -> NoReturn:
         raise RuntimeError("the workflow's run has left memory: its tasks, timers and futures are of no use any more")
 
-    def now_ms(self) -> NoReturn:
-        return self.loop
-
-    def add_timer(self, timer: Timer) -> NoReturn:
-        return self.loop
-
-    def new_task(self, coro: Any, name: str | None, context: contextvars.Context | None) -> NoReturn:
-        return self.loop
+    loop = property(refuse)
+    now_ms = add_timer = new_task = refuse
 
     def drop_timer(self, timer: Timer) -> None:
         pass

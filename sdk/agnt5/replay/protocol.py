@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 
@@ -184,16 +183,23 @@ class InPlaceCall(NamedTuple):
     run: Callable[[], Any]  # () -> awaitable of the result; the driver awaits it
 
 
-@dataclass(slots=True)
 class Turn:
     """What one activation asked for, in order, until every coroutine was blocked."""
 
-    asks: list[Ask] = field(default_factory=list)
-    withdrawn: list[str] = field(default_factory=list)  # paths of earlier turns that nobody awaits any more
-    reads: list[tuple[str, bytes]] = field(default_factory=list)  # session reads answered in this turn: path, JSON
-    marks: list[tuple[str, bool]] = field(default_factory=list)  # what `ctx.patched(name)` said first
-    calls: list[InPlaceCall] = field(default_factory=list)
-    outcome: Outcome | None = None
+    __slots__ = ("asks", "calls", "marks", "outcome", "reads", "withdrawn")
+
+    def __init__(
+        self,
+        asks: list[Ask] | None = None,
+        calls: list[InPlaceCall] | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        self.asks = [] if asks is None else asks
+        self.withdrawn: list[str] = []  # paths of earlier turns that nobody awaits any more
+        self.reads: list[tuple[str, bytes]] = []  # session reads answered in this turn: path, JSON
+        self.marks: list[tuple[str, bool]] = []  # what `ctx.patched(name)` said first
+        self.calls = [] if calls is None else calls
+        self.outcome = outcome
 
 
 class EntryKey(NamedTuple):
