@@ -75,10 +75,15 @@ class Notes:
             if b"\0" in data:
                 return
 
+    def drain(self) -> int:
+        """Read what is left, when nobody writes any more. Returns how many notes there were in all."""
+        if self._thread.is_alive():
+            os.write(self._pipe, b"\0")
+            self._thread.join()
+        return self.count
+
     def close(self) -> None:
-        """Read what is left."""
-        os.write(self._pipe, b"\0")
-        self._thread.join()
+        self.drain()
         os.close(self._pipe)
 
 

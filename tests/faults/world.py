@@ -301,7 +301,7 @@ class World:
         self._check(runs)
         await asyncio.to_thread(self._check_histories, runs)
         await self._stop_processors()
-        self.report.executions = self.notes.count
+        self.report.executions = self.notes.drain()
         await self._check_tables()
         return self.report
 
