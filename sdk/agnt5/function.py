@@ -190,7 +190,8 @@ class Function(Generic[R]):
 
     def decode_result(self, data: bytes) -> R:
         """What the workflow gets, live and in replay."""
-        return cast("R", (self._codec or self.codec).decode(data))
+        value: R = (self._codec or self.codec).decode(data)
+        return value
 
     # -- other options
 

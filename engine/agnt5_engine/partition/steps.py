@@ -123,28 +123,28 @@ class Steps:
         if p.retry_at is not None and (wait := p.retry_at - self._now()) > 0:
             self._wait(key, wait / 1000)
             return
+        function, options, gate = None, _LOCAL, None
         if p.ask.function is None:
             if run.activation is None and not revive(self._state, run):
                 self._wait(key, 0.05)  # its session is busy: after that
                 return
-        elif self._dispatch(run, p, path):
+        elif (function := self._function(p.ask.function)) is not None:
+            options = function.policy
+        if p.ask.options is not None:
+            options = StepOptions.from_json(p.ask.options)
+        if options.queue is not None and self._dispatch(run, p, path):
             return
-        attempt = _Attempt(self, run, p.ask, p.attempt)
+        if self._gates is not None and function is not None:
+            gate = self._gates.of(options.queue, function.name)
+        attempt = _Attempt(self, run, p.ask, p.attempt, function, options, gate)
         self._running[key] = attempt
         run.executing += 1
         if p.restarts >= _ISOLATED_FROM:
             self._slots.take_alone(attempt.announce)
-        elif (gate := self._gate(p.ask)) is not None:
-            attempt.gate = gate
+        elif gate is not None:
             gate.submit(attempt)
         else:
             self._slots.take(attempt.start)
-
-    def _gate(self, ask: StepAsk) -> Gate | None:
-        if self._gates is None or ask.function is None or (function := self._function(ask.function)) is None:
-            return None
-        options = function.policy if ask.options is None else StepOptions.from_json(ask.options)
-        return self._gates.of(options.queue, ask.function)
 
     def _wait(self, key: tuple[str, str], seconds: float) -> None:
         if (old := self._later.pop(key, None)) is not None:
@@ -198,17 +198,28 @@ class Steps:
 class _Attempt:
     """One attempt of one step."""
 
-    __slots__ = ("ask", "ctx", "gate", "number", "owner", "run", "task", "waits")
+    __slots__ = ("ask", "ctx", "function", "gate", "number", "options", "owner", "run", "task", "waits")
 
-    def __init__(self, owner: Steps, run: Run, ask: StepAsk, number: int) -> None:
+    def __init__(
+        self,
+        owner: Steps,
+        run: Run,
+        ask: StepAsk,
+        number: int,
+        function: Function[Any] | None,
+        options: StepOptions,
+        gate: Gate | None,
+    ) -> None:
         self.owner = owner
         self.run = run
         self.ask = ask
         self.number = number
+        self.function = function
+        self.options = options
+        self.gate = gate
         self.task: asyncio.Task[None] | None = None
         self.ctx: FunctionContext | None = None
         self.waits = False  # for StepIsolated to be applied
-        self.gate: Gate | None = None
 
     # -- its turn at the gate
 
@@ -259,15 +270,8 @@ class _Attempt:
 
     async def _work(self) -> None:
         record: StepSucceeded | StepFailed | RunParked | None = None
-        try:
-            record = await self._outcome()
-        finally:
-            self.owner.done(self, record)
-
-    async def _outcome(self) -> StepSucceeded | StepFailed | RunParked:
         run, ask, owner = self.run, self.ask, self.owner
         claim = owner._state.claim
-        options = _LOCAL
         try:
             listener = owner._listener(run.run_id)
             self.ctx = ctx = FunctionContext(
@@ -276,45 +280,47 @@ class _Attempt:
                 on_progress=listener.progress, on_log=listener.log,
             )  # fmt: skip
             if ask.function is None:
-                if run.activation is None:
-                    raise RuntimeError("the run left memory before its step began")
-                if ask.options is not None:
-                    options = StepOptions.from_json(ask.options)
-                try:
-                    result = await run.activation.callable(ask.path)(ctx)
-                except UsedUp:
-                    # It was given a coroutine, and a coroutine runs once: only the code itself makes another.
-                    drop_activation(run)
-                    while not revive(owner._state, run):
-                        await asyncio.sleep(0.02)
-                    result = await run.activation.callable(ask.path)(ctx)
+                result = await self._run_local(ctx)
+            elif self.function is not None:
+                result = await execute(self.function, ask.input, ctx, self.options, owner._slots.pool)
             else:
-                function = owner._function(ask.function)
-                if function is None:
-                    detail = (
-                        f"step {ask.path} needs function {ask.function!r}, which this processor's code does not have"
-                    )
-                    return RunParked(run.run_id, ask.path, "unknown_function", detail, claim)
-                options = function.policy if ask.options is None else StepOptions.from_json(ask.options)
-                result = await execute(function, ask.input, ctx, options, owner._slots.pool)
+                detail = f"step {ask.path} needs function {ask.function!r}, which this processor's code does not have"
+                record = RunParked(run.run_id, ask.path, "unknown_function", detail, claim)
+                return
             if len(result) > owner._max_payload:
                 raise FatalError(
                     f"the result of step {ask.name!r} has {len(result):,} bytes as JSON; at most "
                     f"{owner._max_payload:,} are kept (AGNT5_MAX_PAYLOAD_BYTES). Store it elsewhere and return where"
                 )
-            return StepSucceeded(run.run_id, ask.path, self.number, result, claim)
+            record = StepSucceeded(run.run_id, ask.path, self.number, result, claim)
         except asyncio.CancelledError as e:
             if owner._running.get((run.run_id, ask.path)) is not self or owner._closed:
                 raise
-            return self._failed(e, options, claim)
+            record = self._failed(e, claim)
         except BaseException as e:
             if isinstance(e, KeyboardInterrupt | SystemExit | GeneratorExit) and owner._closed:
                 raise
-            return self._failed(e, options, claim)
+            record = self._failed(e, claim)
+        finally:
+            owner.done(self, record)
 
-    def _failed(self, e: BaseException, options: StepOptions, claim: int) -> StepFailed:
+    async def _run_local(self, ctx: FunctionContext) -> bytes:
+        """A step whose code only the run itself has."""
+        run, path = self.run, self.ask.path
+        if run.activation is None:
+            raise RuntimeError("the run left memory before its step began")
+        try:
+            return await run.activation.callable(path)(ctx)
+        except UsedUp:
+            # It was given a coroutine, and a coroutine runs once: only the code itself makes another.
+            drop_activation(run)
+            while not revive(self.owner._state, run):
+                await asyncio.sleep(0.02)
+            return await run.activation.callable(path)(ctx)
+
+    def _failed(self, e: BaseException, claim: int) -> StepFailed:
         info = error_info(e, self.ask.name, self.number + 1)
-        retry_at = None
+        retry_at, options = None, self.options
         if options.retryable(e, self.number + 1):
             retry_at = self.owner._now() + options.delay_ms(self.number + 1, random.random())
         return StepFailed(

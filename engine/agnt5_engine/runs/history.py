@@ -85,14 +85,16 @@ def error_of(row: HistoryRow) -> ErrorInfo:
     return ErrorInfo(row.error_type or "Exception", row.message or "", row.traceback or "", row.step, row.attempt + 1)
 
 
+_OWN = frozenset({START, ATTEMPT_FAILED, FINISHED, PAUSED, RESUMED, RETRIED})
+_ENDS = frozenset({RESOLVED, FAILED, TIMED_OUT})
+_PUBLIC_KINDS = frozenset({"step", "user"})
+
+
 def public_count(row: HistoryRow) -> int:
     """How many public events `public_events` makes of the row."""
-    own = row.event in (START, ATTEMPT_FAILED, FINISHED, PAUSED, RESUMED, RETRIED) or (
-        row.kind in ("step", "user") and row.event in (RESOLVED, FAILED, TIMED_OUT)
-    )
-    count = 1 if own else 0
+    count = 1 if row.event in _OWN or (row.event in _ENDS and row.kind in _PUBLIC_KINDS) else 0
     for ask in row.asks:
-        if ask.kind in ("step", "user"):
+        if ask.kind in _PUBLIC_KINDS:
             count += 1
     return count
 
