@@ -104,7 +104,11 @@ class FaustMembership:
                 self._app = None
                 await app.stop()
 
-        await asyncio.shield(asyncio.create_task(end()))
+        ending = asyncio.create_task(end())
+        await asyncio.shield(asyncio.wait((ending,)))
+        # Faust cancels what waits for a service of its that has crashed; nobody has asked us to stop.
+        if not ending.cancelled():
+            ending.result()
 
     # -- the rest goes to the consumer that is there now; what it does not have, it ignores
 

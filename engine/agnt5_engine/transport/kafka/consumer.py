@@ -197,11 +197,19 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         await self._thread.call_thread(self._thread.pin, positions)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        if self._thread.crashed:
+            return False
         try:
             async with asyncio.timeout(_COMMIT_TIMEOUT):
                 done: bool = await super()._commit(offsets)
         except TimeoutError:
             log.warning("commit_failed", error=f"no answer for {_COMMIT_TIMEOUT:.0f} s")
+            return False
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            log.warning("commit_failed", error="the consumer's thread has ended")
             return False
         return done
 
