@@ -11,7 +11,7 @@ from agnt5_engine.ports import StartRequest
 from agnt5_engine.publisher import Publisher
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import RunRequested
-from agnt5_engine.records.routing import routing_key
+from agnt5_engine.records.routing import new_id, routing_key
 from agnt5_engine.runs.outbox import JOURNAL
 from agnt5_engine.serving.local import run_requested
 from agnt5_engine.transport.base import Message, RetriableError
@@ -28,7 +28,8 @@ class Starter:
 
     async def start(self, requests: Sequence[StartRequest]) -> list[str]:
         """The run IDs, once every request is durable in the journal. Waits for a broker that is away."""
-        records = [run_requested(r) for r in requests]
+        given = new_id()
+        records = [run_requested(r, f"{given}{n}") for n, r in enumerate(requests)]
         owners: dict[Owner, list[RunRequested]] = {}
         elsewhere: list[RunRequested] = []
         for record in records:
@@ -38,11 +39,11 @@ class Starter:
             else:
                 owner.append(record.run_id, record)
                 owners.setdefault(owner, []).append(record)
-        for owner, given in owners.items():
+        for owner, mine in owners.items():
             try:
                 await owner.flushed()
             except AppenderClosed:
-                elsewhere += given
+                elsewhere += mine
         while elsewhere:
             try:
                 await self._publisher.publish(

@@ -56,14 +56,14 @@ class WorkflowContext:
     - `logger`: a standard logger, silent during replay
     """
 
-    __slots__ = ("_activation", "_logger", "session", "state", "user")
+    __slots__ = ("_activation", "_logger", "_session", "_state", "_user")
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
-        info = activation.info
-        self.state = RunState(activation)
-        self.session = Scope(info.session_id, SessionState(activation))
-        self.user = Scope(info.user_id, UserState(activation))
+        # Made when they are first used: most runs need few of them.
+        self._state: RunState | None = None
+        self._session: Scope | None = None
+        self._user: Scope | None = None
         self._logger: LiveLogger | None = None
 
     # ------------------------------------------------------------------ what the run is
@@ -93,6 +93,24 @@ class WorkflowContext:
     @property
     def metadata(self) -> Mapping[str, str]:
         return self._activation.info.metadata
+
+    @property
+    def state(self) -> State:
+        if self._state is None:
+            self._state = RunState(self._activation)
+        return self._state
+
+    @property
+    def session(self) -> Scope:
+        if self._session is None:
+            self._session = Scope(self.session_id, SessionState(self._activation))
+        return self._session
+
+    @property
+    def user(self) -> Scope:
+        if self._user is None:
+            self._user = Scope(self.user_id, UserState(self._activation))
+        return self._user
 
     @property
     def logger(self) -> LiveLogger:

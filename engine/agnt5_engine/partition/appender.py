@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 import structlog
 
@@ -29,26 +28,22 @@ class AppenderClosed(Exception):
     """The partition was given up; what was not acked may or may not have landed."""
 
 
-class Outgoing(NamedTuple):
-    message: Message
-    record: JournalRecord
-
-
 class Appender:
-    """Appends records and hands each acked batch back: `acked(ack, records)`, in order."""
+    """Appends records and hands those of each acked batch back: `acked(ack, records)`, in order."""
 
     def __init__(
         self,
         journal: Log,
         target: TopicPartition,
-        acked: Callable[[Ack, list[Outgoing]], None],
+        acked: Callable[[Ack, list[JournalRecord]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._log = journal
         self._target = target
         self._acked = acked
         self._failed = failed
-        self._buffer: list[Outgoing] = []
+        self._messages: list[Message] = []
+        self._records: list[JournalRecord] = []  # what the messages hold
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
         self._given = 0  # records ever taken
@@ -58,19 +53,20 @@ class Appender:
     def append(self, key: str, record: JournalRecord) -> None:
         """Write the record soon; it is applied when the ack comes."""
         self._given += 1
-        self._buffer.append(Outgoing(Message(key.encode(), encode(record)), record))
+        self._messages.append(Message(key.encode(), encode(record)))
+        self._records.append(record)
         if self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._send_all())
 
     async def _send_all(self) -> None:
         try:
-            while self._buffer and not self._closed:
-                batch = self._next()
-                ack = await self._send([o.message for o in batch])
+            while self._messages and not self._closed:
+                messages, records = self._next()
+                ack = await self._send(messages)
                 if self._closed:
                     return
-                self._acked(ack, batch)
-                self._durable += len(batch)
+                self._acked(ack, records)
+                self._durable += len(records)
                 while self._waiting and self._waiting[0][0] <= self._durable:
                     _, waiter = self._waiting.popleft()
                     if not waiter.done():
@@ -82,15 +78,15 @@ class Appender:
         finally:
             self._sending = None
 
-    def _next(self) -> list[Outgoing]:
-        size = 0
-        for i, out in enumerate(self._buffer):
-            size += len(out.message.value or b"") + 100
+    def _next(self) -> tuple[list[Message], list[JournalRecord]]:
+        messages, records, size = self._messages, self._records, 0
+        for i, message in enumerate(messages):
+            size += len(message.value or b"") + 100
             if i and (size > _BATCH_BYTES or i >= _BATCH_RECORDS):
-                batch, self._buffer = self._buffer[:i], self._buffer[i:]
-                return batch
-        batch, self._buffer = self._buffer, []
-        return batch
+                self._messages, self._records = messages[i:], records[i:]
+                return messages[:i], records[:i]
+        self._messages, self._records = [], []
+        return messages, records
 
     async def _send(self, messages: list[Message]) -> Ack:
         while True:

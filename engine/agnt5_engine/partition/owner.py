@@ -16,7 +16,7 @@ import structlog
 
 from agnt5.function import Function
 from agnt5.replay.protocol import StepAsk
-from agnt5_engine.partition.appender import Appender, AppenderClosed, Outgoing
+from agnt5_engine.partition.appender import Appender, AppenderClosed
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
 from agnt5_engine.partition.gates import Gates
@@ -262,7 +262,7 @@ class Owner:
         if offset > self.state.applied:
             apply(self.state, offset, time, record)
 
-    def _acked(self, ack: Ack, batch: list[Outgoing]) -> None:
+    def _acked(self, ack: Ack, batch: list[JournalRecord]) -> None:
         """Our own records are durable: apply those that are next, keep the others until the log has brought what is
         between."""
         if self.closed and not self._settling:
@@ -277,11 +277,11 @@ class Owner:
         if ack.time > 0:
             # The ack took its time to come, so a sample is at most too small: follow the largest, slowly forgetting it.
             self.timers.skew = max(ack.time - steady_ms(), self.timers.skew - 1)
-        for out in batch:
+        for record in batch:
             if offset == state.applied + 1:
-                apply(state, offset, ack.time, out.record)
+                apply(state, offset, ack.time, record)
             elif offset > state.applied:
-                self._early[offset] = (ack.time, out.record)
+                self._early[offset] = (ack.time, record)
             offset += 1
         self._apply_early()
         self._act()

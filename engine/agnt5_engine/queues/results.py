@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from agnt5_engine.partition.appender import Appender, Outgoing
+from agnt5_engine.partition.appender import Appender
 from agnt5_engine.partition.timers import steady_ms
 from agnt5_engine.records.journal import StepBeat, StepFailed, StepSucceeded
 from agnt5_engine.records.routing import partition_of, routing_key
@@ -45,7 +45,7 @@ class Results:
     def _appender(self, partition: int) -> Appender:
         thens = self._thens[partition] = deque()
 
-        def acked(ack: Ack, batch: list[Outgoing]) -> None:
+        def acked(ack: Ack, batch: Sequence[object]) -> None:
             if ack.time > 0:
                 self._skew = ack.time - steady_ms()
             for _ in batch:

@@ -11,6 +11,7 @@ import re
 import secrets
 from functools import lru_cache
 from hashlib import sha256
+from struct import iter_unpack
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = [one + other for one in _BASE32 for other in _BASE32]
@@ -79,8 +80,8 @@ def murmur2(data: bytes) -> int:
     length = len(data)
     h = 0x9747B28C ^ length
     whole = length & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+    for (word,) in iter_unpack("<I", data[:whole]):
+        k = word * m & mask
         k = (k ^ (k >> 24)) * m & mask
         h = (h * m & mask) ^ k
     tail = data[whole:]

@@ -91,8 +91,7 @@ def _goes_on_again(run: Run) -> bool:
 def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> None:
     run = state.run(r.run_id)
     if run is None:
-        state.early_cancels[r.run_id] = EarlyCancelRow(r.run_id, held.time)
-        state.dirty_cancels[r.run_id] = None
+        state.cancel_early(EarlyCancelRow(r.run_id, held.time))
         state.verdict(r.command_id, r.run_id, "unknown", f"no run {r.run_id}")
     elif r.command_id in run.commands:
         state.verdict(r.command_id, r.run_id)

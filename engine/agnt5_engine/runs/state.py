@@ -77,6 +77,7 @@ class PartitionState:
         for key, value in rows.scan(table.OUTBOX):
             self.outbox[key[1:].decode()] = decode(value)
         self.stored_outbox = set(self.outbox)
+        self._stored_cancels = next(iter(rows.scan(table.EARLY_CANCEL)), None) is not None
 
     # ------------------------------------------------------------------ find
 
@@ -133,6 +134,8 @@ class PartitionState:
 
     def early_cancel(self, run_id: str) -> EarlyCancelRow | None:
         if run_id not in self.early_cancels:
+            if not self._stored_cancels:
+                return None
             data = self.rows.get(table.early_cancel_key(run_id))
             if data is None:
                 return None
@@ -153,6 +156,12 @@ class PartitionState:
         """Something of the run other than its history or what it waits for has changed."""
         run.head_changed = True
         self.dirty_runs[run.run_id] = run
+
+    def cancel_early(self, row: EarlyCancelRow) -> None:
+        """Remember a cancel for a run that has not come yet."""
+        self._stored_cancels = True
+        self.early_cancels[row.run_id] = row
+        self.dirty_cancels[row.run_id] = None
 
     def session_changed(self, session: Session) -> None:
         self.dirty_sessions[session.key] = session

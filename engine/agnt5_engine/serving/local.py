@@ -38,11 +38,11 @@ def request_run_id(request: StartRequest) -> str:
     return run_id_for(request.session_id, unique)
 
 
-def run_requested(request: StartRequest) -> RunRequested:
+def run_requested(request: StartRequest, command_id: str) -> RunRequested:
     """The journal record of a request."""
     return RunRequested(
         run_id=request_run_id(request),
-        command_id=new_id(),
+        command_id=command_id,
         workflow=request.workflow,
         input=request.input,
         session_id=request.session_id,
@@ -71,7 +71,7 @@ class LocalRuns:
     # ------------------------------------------------------------------ commands
 
     async def start(self, request: StartRequest) -> Started:
-        record = run_requested(request)
+        record = run_requested(request, new_id())
         verdict = await self._command(record.run_id, record.command_id, record)
         if verdict.reason == "existing":
             if request.strict and not verdict.detail["same"]:

@@ -187,6 +187,8 @@ class Activation:
 
     def evict(self) -> None:
         """Leave memory without a line of the run's code being run. The activation is dead afterwards."""
+        if self.loop.closed:
+            return
         self.ended = True
         self.replaying = True
         self.listener = None
