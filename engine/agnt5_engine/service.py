@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 from collections.abc import Sequence
 
 import structlog
 
 from agnt5 import registry
+from agnt5_engine.garbage import collect_seldom
 from agnt5_engine.gateway.app import create_app
 from agnt5_engine.gateway.catalog import RegistryCatalog
 from agnt5_engine.gateway.serve import HttpServer
@@ -28,12 +28,10 @@ async def run_processor(settings: Settings, modules: Sequence[str], *, leave: bo
     """Load the modules, serve HTTP, join the group, and work until SIGTERM or SIGINT. With `leave`, the group forgets
     this member on the way out. Raises what makes it impossible to go on."""
     configure_logs(settings)
-    # A loaded processor holds many thousand small objects that live as long as their runs: with the default
-    # thresholds the collector goes through all of them many times a second (a third of the CPU of a step).
-    gc.set_threshold(50_000, 20, 100)
     seal_with(settings.payload_keys)
     for module in modules:
         registry.load(module)
+    collect_seldom()
     slot = Slot(settings.data_dir)
     server = HttpServer(settings)
     try:

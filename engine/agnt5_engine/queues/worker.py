@@ -20,6 +20,7 @@ from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from agnt5 import registry
+from agnt5_engine.garbage import collect_seldom
 from agnt5_engine.logs import configure_logs
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.steps import Slots
@@ -64,6 +65,7 @@ async def run_worker(settings: Settings, modules: Sequence[str], queue: str) -> 
     seal_with(settings.payload_keys)
     for module in modules:
         registry.load(module)
+    collect_seldom()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
