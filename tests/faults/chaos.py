@@ -39,6 +39,7 @@ async def chaos(
             fault = next(schedule)
             console.print(f"{int(end - time.monotonic()):5d} s left, {world.report.accepted} orders, next: {fault}")
             await world.inject(fault)
+            console.print(f"        all partitions worked on after {world.report.recoveries[-1]:.1f} s")
             await world.flow(2)
         return await world.settle(600)
 
