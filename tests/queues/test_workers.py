@@ -15,6 +15,11 @@ from pydantic_core import to_json
 from agnt5 import registry
 from agnt5_engine.ports import StartRequest
 from agnt5_engine.processor import Processor
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import CancelRequested
+from agnt5_engine.records.routing import partition_of, routing_key
+from agnt5_engine.transport.base import Message, TopicPartition
+from agnt5_engine.transport.kafka import KafkaLog
 from tests.queues.workers import FLOWS, Notes, WorkerProcess
 from tests.triggers import engine as harness
 from tests.triggers.engine import until
@@ -167,6 +172,24 @@ async def test_cancelling_a_run_reaches_the_worker(pool: Pool) -> None:
         assert (await engine.finished(last)).status == "completed"
         await until(lambda: pool.notes.count("cancel")["running"] == 1)
     assert "waiting" not in pool.notes.count("begin")
+
+
+async def test_a_cancel_that_came_while_nobody_had_the_partition_reaches_the_worker(pool: Pool) -> None:
+    pool.worker()
+    async with pool.processor() as engine:
+        run_id = await pool.start(engine, "one", "running", seconds=600)
+        await until(begun(pool, "running"))
+    log = KafkaLog({"bootstrap_servers": pool.settings["broker"].removeprefix("kafka://")}, patience=30)
+    try:
+        key = routing_key(run_id)
+        journal = TopicPartition(f"{pool.settings['topic_prefix']}journal", partition_of(key, 2))
+        cancel = CancelRequested(run_id, "by-somebody", False)
+        await log.append(journal, [Message(key.encode(), encode(cancel))])
+    finally:
+        await log.close()
+    async with pool.processor() as engine:
+        assert (await engine.finished(run_id)).status == "cancelled"
+        await until(lambda: pool.notes.count("cancel")["running"] == 1)
 
 
 async def test_a_worker_that_is_asked_to_stop_finishes_its_steps_first(pool: Pool) -> None:

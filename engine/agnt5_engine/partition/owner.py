@@ -155,7 +155,8 @@ class Owner:
         return self.state.applied + 1
 
     async def _catch_up(self, end: int) -> int:
-        """Apply the journal up to our own claim. Of the effects only in-place calls are kept: rows do not hold them."""
+        """Apply the journal up to our own claim. Of the effects those are kept that rows do not hold: in-place calls,
+        and steps that nobody waits for any more, which a pool may have in hand."""
         state, kept, count = self.state, list[Effect](), 0
         while state.applied + 1 < end:
             try:
@@ -166,7 +167,7 @@ class Owner:
                         await self._apply_logged(r.offset, r.time, r)
                         count += 1
                     state.applied = max(state.applied, batch.next_offset - 1)
-                    kept += [e for e in state.effects if isinstance(e, Call | InterruptCall)]
+                    kept += [e for e in state.effects if isinstance(e, Call | InterruptCall | Abandon)]
                     state.effects = []
                     await asyncio.sleep(0)
             except RetriableError as e:
@@ -174,8 +175,13 @@ class Owner:
                 await asyncio.sleep(0.5)
             except OffsetGoneError as e:
                 raise PartitionStopped(f"partition {self.partition}: {e}") from e
-        state.effects = kept
+        state.effects = [e for e in kept if not (isinstance(e, Abandon) and self._is_pending(e.run_id, e.path))]
         return count
+
+    def _is_pending(self, run_id: str, path: str) -> bool:
+        """Whether a step that was given up has been asked for again since."""
+        run = self.state.run(run_id)
+        return run is not None and path in run.pending
 
     async def go_live(self) -> None:
         """Ask for everything pending and start checkpointing."""
