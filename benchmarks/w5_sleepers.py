@@ -68,10 +68,15 @@ async def _sleep(stage: Stage, count: int) -> Finding:
 
 async def _start(stage: Stage, processor: Processor, count: int, due: float) -> None:
     if stage.broker is None:
-        inputs = [{"due": due}] * count
+        inputs = _inputs(count, due)
         await load.submit(processor.url, "sleeper", inputs, stage.sizes.connections)
     else:
-        await stage.feed("sleeps", [{"due": due}] * count)
+        await stage.feed("sleeps", _inputs(count, due))
+
+
+def _inputs(count: int, due: float) -> list[dict[str, float]]:
+    """Due one after the other within a second, in an order of their own."""
+    return [{"due": due + n * 7919 % count / count} for n in range(count)]
 
 
 WORK = Work("W5", "Sleepers", measure)

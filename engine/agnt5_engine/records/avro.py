@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
@@ -70,19 +70,22 @@ def _record_types() -> dict[str, type[Any]]:
 
 
 def _builder(cls: type[Any]) -> Callable[[dict[str, Any]], Any]:
-    """A function from fastavro's dict to the NamedTuple, nested records too."""
+    """A function from fastavro's dict, which has the newest schema's fields in their order, to the NamedTuple, nested
+    records too."""
+    make = partial(tuple.__new__, cls)
     nested: dict[str, Callable[[dict[str, Any]], Any]] = {}
     for name, hint in get_type_hints(cls).items():
         for arg in get_args(hint):
             if hasattr(arg, "_fields"):
                 nested[name] = _builder(arg)
     if not nested:
-        return lambda d: cls(**d)
+        return lambda d: make(d.values())
 
     def build(d: dict[str, Any]) -> Any:
-        for name, make in nested.items():
-            d[name] = [make(x) for x in d[name]]
-        return cls(**d)
+        for name, of in nested.items():
+            if d[name]:
+                d[name] = [of(x) for x in d[name]]
+        return make(d.values())
 
     return build
 
