@@ -14,8 +14,8 @@ from agnt5_engine.partition.table import Table
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.runs import history, table
-from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.apply import apply
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Record, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog

@@ -41,8 +41,8 @@ from agnt5_engine.records.routing import digest, partition_of, routing_key, run_
 from agnt5_engine.records.rows import MarkerRow, OutboxRow
 from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import ask, checkpoint, table
-from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.checkpoint import Row
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.effects import (
     Abandon,
     Append,

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.checkpoint import Row, derived
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.state import Code, PartitionState
 
 RETENTION_MS = 7 * 86_400_000

@@ -32,7 +32,7 @@ from agnt5_engine.records.journal import (
 )
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import drop_activation
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.effects import Abandon, Append, Call, Execute, InterruptCall, Send, SetTimer
 from tests.runs.bench import Partition
 from tests.runs.programs import child, quick, work

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from agnt5_engine.runs import activate, ask, checkpoint, commands, results, settle, table
+from agnt5_engine.runs import activate, ask, checkpoint, commands, commit, results, settle, table, writes
 from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.model import Session
@@ -55,12 +55,12 @@ def nothing_waits_for_a_session_write(patch: Patch) -> None:
 
 def a_void_write_is_not_asked_again(patch: Patch) -> None:
     # Its base is always wrong by one, so that there are void writes.
-    write = activate.state_written
+    write = writes.state_written
 
     def badly_based(state: Any, session: Any, run_id: str, asked: Any) -> Any:
         return write(state, session, run_id, asked)._replace(base=session.base - 1)
 
-    patch.setattr(activate, "state_written", badly_based)
+    patch.setattr(writes, "state_written", badly_based)
     patch.setattr(results, "state_written", lambda *given: write(*given)._replace(run_id="nobody"))
 
 
@@ -128,7 +128,7 @@ def replay_takes_the_time_of_today(patch: Patch) -> None:
 
 
 def a_signal_stays_after_it_was_taken(patch: Patch) -> None:
-    patch.setattr(activate, "_take_signal", lambda run, name: None)
+    patch.setattr(commit, "_take_signal", lambda run, name: None)
     settle_one = settle._settle_one
     # Once is enough: for ever would be too much.
     seen: set[tuple[str, str]] = set()
@@ -146,7 +146,7 @@ def a_signal_stays_after_it_was_taken(patch: Patch) -> None:
 def a_request_starts_what_is_known(patch: Patch) -> None:
     def again(state: Any, held: Any, run: Any, r: Any) -> None:
         if not run.ended and not run.ending:
-            activate.drop_activation(run)
+            commit.drop_activation(run)
             for path in list(run.pending):
                 state.drop_pending(run, path)
             activate.advance(state, run, activate.Cause(held, None))
@@ -165,7 +165,7 @@ def a_command_gets_no_verdict(patch: Patch) -> None:
 
 
 def a_retried_run_keeps_nothing_behind_a_failure(patch: Patch) -> None:
-    patch.setattr(activate, "earlier_result", lambda run, asked: None)
+    patch.setattr(commit, "earlier_result", lambda run, asked: None)
 
 
 def calls_are_interrupted_anywhere(patch: Patch) -> None:

@@ -21,8 +21,8 @@ from agnt5.replay.entries import UsedUp
 from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
-from agnt5_engine.runs.activate import drop_activation
 from agnt5_engine.runs.apply import revive
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.state import PartitionState
 

@@ -10,11 +10,11 @@ from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepRestarted
 from agnt5_engine.records.routing import routing_key
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import state_written
 from agnt5_engine.runs.effects import Append, Execute, Send, SetTimer
 from agnt5_engine.runs.model import EndAsk, Pending, Run
 from agnt5_engine.runs.rows import pending_of
 from agnt5_engine.runs.state import PartitionState
+from agnt5_engine.runs.writes import state_written
 
 
 def ask_pending(state: PartitionState, run: Run, *, unclean: bool = False) -> None:

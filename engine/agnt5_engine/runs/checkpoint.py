@@ -10,7 +10,7 @@ from agnt5_engine.records.avro import decode, encode, head
 from agnt5_engine.records.routing import routing_key
 from agnt5_engine.records.rows import HistoryRow, PendingRow, SessionRow
 from agnt5_engine.runs import table
-from agnt5_engine.runs.activate import drop_activation
+from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.model import Run
 from agnt5_engine.runs.rows import pending_row, run_row, session_row, user_row
 from agnt5_engine.runs.state import PartitionState

@@ -5,12 +5,14 @@ from __future__ import annotations
 from agnt5.replay.protocol import ChildAsk, ErrorInfo, StepAsk
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, drop_activation, moved, release
+from agnt5_engine.runs.activate import advance
+from agnt5_engine.runs.commit import drop_activation, moved
 from agnt5_engine.runs.effects import Abandon, SetTimer
 from agnt5_engine.runs.model import DEADLINE, Cause, DeadlineAsk, Pending, Run
 from agnt5_engine.runs.outbox import post_child_finished, post_outcome, withdraw_child
 from agnt5_engine.runs.schedules import run_ended
 from agnt5_engine.runs.state import PartitionState
+from agnt5_engine.runs.writes import release
 
 
 def finish(

@@ -31,11 +31,13 @@ from agnt5_engine.records.journal import (
 )
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.activate import advance, is_locked, moved, state_written
+from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.commands import changed
+from agnt5_engine.runs.commit import moved
 from agnt5_engine.runs.effects import Append, Execute, SetTimer
 from agnt5_engine.runs.model import Cause, Run
 from agnt5_engine.runs.state import PartitionState
+from agnt5_engine.runs.writes import is_locked, state_written
 
 
 def open_run(state: PartitionState, held: Held, record: RunRecord) -> Run | None:

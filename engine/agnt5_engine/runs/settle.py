@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from agnt5.replay.protocol import Resolved, SignalAsk, TellChildAsk
 from agnt5_engine.records.rows import Held
-from agnt5_engine.runs.activate import advance, earlier_result
+from agnt5_engine.runs.activate import advance
+from agnt5_engine.runs.commit import earlier_result
 from agnt5_engine.runs.model import SIGNAL, Cause, DeadlineAsk, EndAsk, Run
 from agnt5_engine.runs.state import PartitionState
 
