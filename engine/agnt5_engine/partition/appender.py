@@ -45,6 +45,8 @@ class Appender:
         self._messages: list[Message] = []
         self._records: list[JournalRecord] = []  # what the messages hold
         self._sending: asyncio.Task[None] | None = None
+        self._in_flight: tuple[list[Message], list[JournalRecord]] = ([], [])
+        self._brought = 0  # so many of them the log has brought before the ack
         self._closed = False
         self._given = 0  # records ever taken
         self._durable = 0  # records ever acked
@@ -58,10 +60,20 @@ class Appender:
         if self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._send_all())
 
+    def sent(self, value: bytes | None) -> JournalRecord | None:
+        """The next record in flight, if these are its bytes, which the log has brought before the ack: it need not be
+        decoded. None: they are another's."""
+        (messages, records), at = self._in_flight, self._brought
+        if at == len(messages) or messages[at].value != value:
+            return None
+        self._brought = at + 1
+        return records[at]
+
     async def _send_all(self) -> None:
         try:
             while self._messages and not self._closed:
                 messages, records = self._next()
+                self._in_flight, self._brought = (messages, records), 0
                 ack = await self._send(messages)
                 if self._closed:
                     return

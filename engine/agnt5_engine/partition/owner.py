@@ -257,7 +257,7 @@ class Owner:
         if offset <= self.state.applied:
             return
         try:
-            record = decode(logged.value or b"")
+            record = self._appender.sent(logged.value) or decode(logged.value or b"")
         except SealError as e:
             # It is not damaged: with the key it can be read. Passing it over would lose it.
             raise PartitionStopped(f"partition {self.partition}, journal offset {offset}: {e}") from e
