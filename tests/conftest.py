@@ -105,8 +105,8 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     _need_broker()
     made = []
 
-    def make(settings: dict[str, str] | None = None, security: bool = False) -> Any:
-        broker = _script.Broker(tmp_path_factory.mktemp("broker"), settings=settings, security=security)
+    def make(settings: dict[str, str] | None = None, security: bool = False, port: int = 0) -> Any:
+        broker = _script.Broker(tmp_path_factory.mktemp("broker"), port, settings, security)
         made.append(broker)
         broker.start(tied=True)
         return broker

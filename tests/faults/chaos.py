@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.engine.processes import free_port
 from tests.faults.proxy import Proxy
-from tests.faults.world import Report, World, advertised, kafka_script, seeded
+from tests.faults.world import Report, World, behind, kafka_script, seeded
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- make chaos -->\n", "<!-- /make chaos -->\n"
@@ -92,7 +92,8 @@ def main() -> int:
     script = kafka_script()
     with tempfile.TemporaryDirectory() as folder:
         proxy = Proxy(free_port(), given.seed)
-        broker = script.Broker(Path(folder) / "kafka", settings=advertised(proxy))
+        port = free_port()
+        broker = script.Broker(Path(folder) / "kafka", port, behind(proxy, port))
         broker.start(tied=True)
         try:
             report = asyncio.run(chaos(Path(folder), broker, proxy, given.minutes, given.seed, given.rate, errors))

@@ -26,7 +26,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from agnt5 import registry
-from tests.engine.processes import ProcessorProcess
+from tests.engine.processes import ProcessorProcess, free_port
 from tests.faults.company import APP, CUSTOMERS, STEPS, Clock, Notes
 from tests.faults.proxy import Proxy
 from tests.faults.rebuilt import judged
@@ -71,7 +71,7 @@ class World:
     def __init__(
         self, folder: Path, broker: Any, proxy: Proxy, *, processors: int = 2, rate: float = 60, seed: int = 1
     ) -> None:
-        """`broker` must say that it is where `proxy` is (`advertised`)."""
+        """`broker` must say that it is where `proxy` is (`behind`)."""
         self.folder = folder
         self.broker = broker
         self.proxy = proxy
@@ -233,11 +233,11 @@ class World:
     async def disk_is_full(self) -> None:
         """No file of a processor may grow: it says so and waits, then goes on by itself."""
         await self.whole()
-        p = next(p for p in self.processors if self._owned_by(p))
+        p = max(self.processors, key=lambda p: len(self._owned_by(p)))
         assert p.process is not None
         unlimited = resource.prlimit(p.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(p.process.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while "no room left on the disk" not in (told := await asyncio.to_thread(self._detail, p)):
             assert time.monotonic() < end, f"a full disk is not told of: {told}\n{p.tail()}"
             await asyncio.sleep(0.1)
@@ -343,7 +343,10 @@ class World:
         """No entry of a history completes twice, and its events are numbered without a gap."""
         with httpx.Client(base_url=self.processors[0].url, timeout=30) as http:
             for run in self.random.sample(runs, min(sample, len(runs))):
-                events = http.get(f"/v1/runs/{run['run_id']}/events").raise_for_status().json()
+                end = time.monotonic() + 60
+                while (answer := http.get(f"/v1/runs/{run['run_id']}/events")).is_error and time.monotonic() < end:
+                    time.sleep(0.5)  # an owner that was cut off may not know yet that it is none any more
+                events = answer.raise_for_status().json()
                 events = events["items"] if isinstance(events, dict) else events
                 done = Counter(e["entry"] for e in events if e["type"] == "workflow.step.completed")
                 if any(n > 1 for n in done.values()) or [e["seq"] for e in events] != list(range(1, len(events) + 1)):
@@ -382,9 +385,16 @@ async def run_schedule(
         return await world.settle()
 
 
-def advertised(proxy: Proxy) -> dict[str, str]:
-    """Settings of a broker that everybody reaches through `proxy`."""
-    return {"advertised.listeners": f"PLAINTEXT://{proxy.address}"}
+def behind(proxy: Proxy, port: int) -> dict[str, str]:
+    """Settings of a broker on `port` that everybody reaches through `proxy`, but for the broker itself."""
+    inside, controller = free_port(), free_port()
+    return {
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}",
+        "advertised.listeners": f"PLAINTEXT://{proxy.address},INSIDE://127.0.0.1:{inside}",
+        "inter.broker.listener.name": "INSIDE",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    }
 
 
 def seeded(seed: int, count: int) -> list[str]:
