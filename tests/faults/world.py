@@ -102,8 +102,12 @@ class World:
         await admin.start()
         await admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])
         await admin.close()
-        for p in self.processors:
-            await asyncio.to_thread(p.start)
+        try:
+            for p in self.processors:
+                await asyncio.to_thread(p.start)
+        except BaseException:
+            await self._stop_processors()
+            raise
         self._load = asyncio.create_task(self._orders())
         return self
 
