@@ -39,7 +39,7 @@ from agnt5_engine.transport.base import TopicPartition
 from agnt5_engine.transport.kafka.topics import Change
 from tests.engine.processes import ProcessorProcess, free_port
 from tests.faults.proxy import Proxy
-from tests.faults.world import advertised
+from tests.faults.world import behind
 from tests.group.test_zombie import kept_locally
 from tests.group.world import Group, administrator, create, group_of, lines, opened, run, until
 
@@ -192,7 +192,8 @@ class SlowKafka:
 @pytest.fixture
 def slow_kafka(kafka_broker: Any) -> Iterator[SlowKafka]:
     network = _Network(free_port())
-    broker = kafka_broker(advertised(network))
+    port = free_port()
+    broker = kafka_broker(behind(network, port), port=port)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
