@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 
 import pytest
 
@@ -31,14 +32,14 @@ async def owned_by(group: Group, processor: Processor, **inputs: object) -> str:
 
 async def test_every_processor_answers_for_every_run(group: Group) -> None:
     one, two = group.processors
-    for number in range(8):
+    for number in count():
+        if number >= 8 and one.engine.starts and two.engine.starts:
+            break  # whose a run is, is up to its ID
         answer = await one.http.post("/v1/workflows/double/run", json={"number": number})
         assert answer.json()["output"] == 2 * number
         run_id = answer.json()["run_id"]
         for path in (f"/v1/runs/{run_id}", f"/v1/result/{run_id}", f"/v1/status/{run_id}", f"/v1/runs/{run_id}/events"):
             assert (await one.http.get(path)).json() == (await two.http.get(path)).json()
-    assert one.engine.starts
-    assert two.engine.starts
 
 
 async def test_commands_reach_the_owner_and_its_refusals_come_back(group: Group) -> None:
