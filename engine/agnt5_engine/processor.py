@@ -7,7 +7,7 @@ triggers, and the `Engine` that HTTP and the command line see.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import structlog
@@ -73,6 +73,7 @@ class Processor:
         self._slot = slot
         self._journal = settings.journal_topic
         self._owners: dict[int, Owner] = {}
+        self._leaving: dict[int, set[asyncio.Task[None]]] = {}  # owners and standbys that are being closed
         self._assigned: frozenset[int] = frozenset()
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._standbys: dict[int, Standby] = {}
@@ -135,7 +136,8 @@ class Processor:
         if self._membership is not None:
             await self._membership.stop(leave=leave)
         await self._give_up(frozenset(self._assigned), save=True)
-        await asyncio.gather(*(standby.close() for standby in self._standbys.values()))
+        await asyncio.gather(*(self._let_go(p, standby.close()) for p, standby in self._standbys.items()))
+        await asyncio.gather(*(task for leaving in self._leaving.values() for task in leaving))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -183,7 +185,7 @@ class Processor:
         if self._closing:
             return
         for p in self._standbys.keys() - partitions - self._assigned:  # those that became ours are closed by `_open`
-            self._spawn(self._standbys.pop(p).close())
+            self._let_go(p, self._standbys.pop(p).close())
         for p in partitions - self._standbys.keys() - self._assigned:
             self._standbys[p] = Standby(self._place(p))
 
@@ -198,7 +200,9 @@ class Processor:
         try:
             await asyncio.sleep(delay)
             if (standby := self._standbys.pop(partition, None)) is not None:
-                await standby.close()
+                self._let_go(partition, standby.close())
+            if leaving := self._leaving.get(partition):
+                await asyncio.wait(leaving)
             owner = self._new_owner(partition)
             offset = await owner.open()
             assert self._membership is not None
@@ -209,12 +213,12 @@ class Processor:
             await owner.go_live()
         except asyncio.CancelledError:
             if owner is not None:
-                await owner.close(save=False)
+                await self._let_go(partition, owner.close(save=False))
             raise
         except Exception as e:
             self._owners.pop(partition, None)
             if owner is not None:
-                await owner.close(save=False)
+                await self._let_go(partition, owner.close(save=False))
             self._failed(partition, e)
         finally:
             self._opening.pop(partition, None)
@@ -276,8 +280,17 @@ class Processor:
             self._failed(owner.partition, error if not isinstance(error, PartitionStopped) else FencedError(str(error)))
             self._spawn(self._replace(owner))
 
+    def _let_go(self, partition: int, closing: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Close an owner or a standby. Whoever waits for that may be interrupted, closing may not: the table would stay
+        open, and the next owner of the partition here waits for that."""
+        task = asyncio.get_running_loop().create_task(closing)
+        leaving = self._leaving.setdefault(partition, set())
+        leaving.add(task)
+        task.add_done_callback(leaving.discard)
+        return asyncio.shield(task)
+
     async def _replace(self, owner: Owner) -> None:
-        await owner.close(save=False)
+        await self._let_go(owner.partition, owner.close(save=False))
         if owner.partition in self._assigned and not self._closing:
             self._open_soon(owner.partition, _REOPEN_SECONDS)
 
@@ -295,7 +308,7 @@ class Processor:
             task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
         owners = [owner for p in partitions if (owner := self._owners.pop(p, None)) is not None]
-        await asyncio.gather(*(owner.close(save=save) for owner in owners))
+        await asyncio.gather(*(self._let_go(owner.partition, owner.close(save=save)) for owner in owners))
         for p in partitions:
             self._stopped.pop(p, None)
             self._waiting.pop(p, None)

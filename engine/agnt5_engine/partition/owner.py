@@ -204,19 +204,21 @@ class Owner:
         self.caught_up = False
         self.timers.close()
         self.live.close(self.partition)
-        if hasattr(self, "steps"):
-            self._schedules.close()
-            await self.steps.close()
-            await self._calls.close()
-            await self._sender.close()
-            if save:
-                await self._settle()
-        await self._appender.close()
-        if hasattr(self, "checkpoints"):
-            await self.checkpoints.close(save=save)
-        await self._checkpointer.close()
-        if hasattr(self, "table"):
-            self.table.close()
+        try:
+            if hasattr(self, "steps"):
+                self._schedules.close()
+                await self.steps.close()
+                await self._calls.close()
+                await self._sender.close()
+                if save:
+                    await self._settle()
+            await self._appender.close()
+            if hasattr(self, "checkpoints"):
+                await self.checkpoints.close(save=save)
+            await self._checkpointer.close()
+        finally:
+            if hasattr(self, "table"):
+                self.table.close()
 
     async def _settle(self) -> None:
         """Let what is on its way into the journal arrive and be applied: a step that has just completed is not done

@@ -32,6 +32,12 @@ class Standby:
     async def _run(self) -> None:
         partition = self._place.journal.partition
         log.info("standby.started", partition=partition)
+        try:
+            await self._follow(partition)
+        finally:
+            self._close_table()
+
+    async def _follow(self, partition: int) -> None:
         while True:
             try:
                 if self._table is None:
@@ -47,9 +53,9 @@ class Standby:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def close(self) -> None:
+        """Returns when the table is closed; when this is interrupted, it is closed all the same."""
         self._task.cancel()
         await asyncio.wait([self._task])
-        self._close_table()
 
     def _close_table(self) -> None:
         if self._table is not None:

@@ -10,9 +10,10 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
 from rocksdict import (
     AccessType,
@@ -82,6 +83,7 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = self._open(path)
         self._filling = False
+        self._scans: WeakSet[Generator[tuple[bytes, bytes], None, None]] = WeakSet()
 
     @staticmethod
     def _open(path: Path, *, filling: bool = False) -> Rdict:
@@ -117,6 +119,11 @@ class Table:
         return value
 
     def scan(self, prefix: bytes, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        scan = self._scan(prefix, after)
+        self._scans.add(scan)
+        return scan
+
+    def _scan(self, prefix: bytes, after: bytes | None) -> Generator[tuple[bytes, bytes], None, None]:
         start = prefix if after is None or after < prefix else after + b"\0"
         bound = ReadOptions()
         end = _successor(prefix)
@@ -199,6 +206,9 @@ class Table:
             self._db = self._open(self.path)
 
     def close(self) -> None:
+        # RocksDB keeps its lock as long as anybody, an exception's traceback perhaps, holds an iterator.
+        for scan in list(self._scans):
+            scan.close()
         with contextlib.suppress(Exception):  # after a failed write RocksDB may refuse; the changelog has it all
             self._db.close()
 

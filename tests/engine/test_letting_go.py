@@ -1,0 +1,44 @@
+"""A partition that comes back to a process finds its table closed, however its last owner there was interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from agnt5_engine.partition.table import Table
+from tests.engine.conftest import Engine
+
+
+def test_a_table_closes_though_somebody_is_in_the_middle_of_its_rows(tmp_path: Path) -> None:
+    table = Table(tmp_path / "table")
+    table._db[b"a"], table._db[b"b"] = b"1", b"2"
+    reading = table.scan(b"")
+    assert next(reading) == (b"a", b"1")
+    table.close()
+    Table(tmp_path / "table").close()
+    assert list(reading) == []
+
+
+async def test_an_owner_is_closed_to_its_end_before_the_partition_is_opened_again(engine: Engine) -> None:
+    processor, may_end = engine.processor, asyncio.Event()
+    owner = processor._owners[0]
+    close = owner._checkpointer.close
+
+    async def slow_close() -> None:
+        await may_end.wait()
+        await close()
+
+    owner._checkpointer.close = slow_close  # type: ignore[method-assign]
+    giving_up = asyncio.create_task(processor._give_up(frozenset({0}), save=False))
+    await asyncio.sleep(0.05)
+    giving_up.cancel()  # as when the membership is lost meanwhile
+    await asyncio.wait([giving_up])
+    processor._open_soon(0)
+    await asyncio.sleep(0.1)
+    assert 0 not in processor._owners
+    assert processor.trouble() is None, "it waits, and does not fail"
+    may_end.set()
+    async with asyncio.timeout(10):
+        while 0 not in processor.owned():
+            await asyncio.sleep(0.01)
+    assert processor._owners[0] is not owner
