@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -91,6 +92,7 @@ class Processor:
         self._trouble: str | None = "has not joined the group yet"
         self._silence: str | None = None  # what came of asking the group, when nothing did
         self._closing = False
+        self._started_at = datetime.now(UTC)
         self.log: Log
         self.local = LocalRuns(settings.partitions, self._owner_of, self._live_owners)
 
@@ -364,7 +366,15 @@ class Processor:
 
     async def processors(self) -> list[ProcessorShape]:
         members = self._members or ([] if self._membership is None else await self._membership.members())
-        return [ProcessorShape(id=m.instance_id, url=m.url, partitions=sorted(m.partitions)) for m in members]
+        return [
+            ProcessorShape(
+                id=m.instance_id,
+                url=m.url,
+                partitions=sorted(m.partitions),
+                started_at=self._started_at if m.instance_id == self.instance_id else None,
+            )
+            for m in members
+        ]
 
     def readiness(self) -> list[tuple[int, bool]]:
         return [(p, (o := self._owners.get(p)) is not None and o.caught_up) for p in sorted(self._assigned)]

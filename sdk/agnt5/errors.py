@@ -64,6 +64,7 @@ class _RecordedFailure(Agnt5Error):
     step: str | None
     attempts: int
     error_type: str
+    qualified_type: str
     message: str
     traceback: str
 
@@ -73,7 +74,8 @@ class _RecordedFailure(Agnt5Error):
         Exception.__init__(self, step, attempts, error_type, message)
         self.step = step
         self.attempts = attempts
-        self.error_type = error_type
+        self.error_type = short_type(error_type)
+        self.qualified_type = error_type
         self.message = message
         self.traceback = traceback
 
@@ -91,8 +93,8 @@ class StepError(_RecordedFailure):
     """A step failed for good. Also an instance of the exception type that the function raised, where that can be
     imported, so `except ValueError` works.
 
-    Attributes: `step` (name), `attempts` (how often it was tried), `error_type` (original type, qualified unless
-    builtin), `message`, `traceback` (text)."""
+    Attributes: `step` (name), `attempts` (how often it was tried), `error_type` (name of the original type;
+    `qualified_type` with its module, unless builtin), `message`, `traceback` (text)."""
 
     def _told(self) -> str:
         tries = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
@@ -136,7 +138,7 @@ def error_info(exc: BaseException, step: str | None = None, attempts: int = 1) -
     if isinstance(exc, _RecordedFailure):
         # A step's failure that ends the run keeps naming what failed in the first place.
         return ErrorInfo(
-            exc.error_type,
+            exc.qualified_type,
             _clip(exc.message, MESSAGE_LIMIT),
             _clip_start(exc.traceback or _traceback_text(exc), TRACEBACK_LIMIT),
             step if step is not None else exc.step,
@@ -237,7 +239,7 @@ def _new_blend(kind: type[_RecordedFailure], original: type[Exception]) -> type[
         "__setattr__": object.__setattr__,
         "__eq__": object.__eq__,
         "__hash__": object.__hash__,
-        **dict.fromkeys(("step", "attempts", "error_type", "message", "traceback")),
+        **dict.fromkeys(("step", "attempts", "error_type", "qualified_type", "message", "traceback")),
     }
     try:
         made = types.new_class(kind.__name__, (kind, original), None, lambda namespace: namespace.update(body))

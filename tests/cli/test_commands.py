@@ -211,6 +211,8 @@ def test_dead_letters_are_listed_shown_and_redriven_by_filter(agnt5: Agnt5, back
     redriven = agnt5("dead-letters", "redrive", "--topic", "orders", "--json")
     assert redriven.json["items"] == [{"id": "0-0", "runs": []}, {"id": "0-1", "runs": []}]
     assert [one["id"] for one in agnt5("dead-letters", "list", "--json").json["items"]] == ["0-2"]
+    backend.cluster.letters["0-3"] = backend.cluster.letters["0-2"].model_copy(update={"id": "0-3"})
+    assert agnt5("dead-letters", "redrive", "0-3", "--json").json == {"runs": []}, "one is answered as over HTTP"
     mixed = agnt5("dead-letters", "redrive", "0-2", "0-9", "--json")
     assert mixed.code == 1
     assert mixed.json["items"] == [{"id": "0-2", "runs": []}, {"id": "0-9", "error": "there is no such dead letter"}]

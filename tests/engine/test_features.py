@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 
 import pytest
 
@@ -49,8 +50,10 @@ async def test_an_answer_reaches_its_run_after_a_crash_and_a_wrong_one_is_refuse
     assert refused.value.reason == "invalid_answer"
     await engine.processor.answer(run_id, "approve", None, "ann")
     assert (await engine.processor.finished(run_id)).output == {"decision": "approve", "doubled": 8}
-    with pytest.raises(Refused):
-        await engine.processor.answer(run_id, "approve", None, "bob")
+    with pytest.raises(Refused) as late:
+        await engine.processor.answer(run_id, "reject", None, "bob")
+    assert late.value.reason == "already_answered", "also when the run has ended"
+    assert late.value.detail == {"entry": "0", "response": "approve", "answered_by": "ann"}
     assert await engine.processor.approvals() == []
 
 
@@ -124,7 +127,8 @@ async def test_a_step_is_tried_again_and_its_attempts_are_in_the_history(engine:
     assert run.output == 2
     events = await engine.processor.events(run.run_id)
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
-    assert [e.type for e in events].count("workflow.step.failed") == 2
+    failed = [e for e in events if e.type == "workflow.step.failed"]
+    assert [type(datetime.fromisoformat(e.data["retry_at"])) for e in failed] == [datetime] * 2
     assert events[-1].type == "run.completed"
 
 

@@ -315,7 +315,12 @@ class FakeEngine:
 
     async def processors(self) -> list[Processor]:
         return [
-            Processor(id=engine.url, url=engine.url, partitions=sorted(engine.owned()))
+            Processor(
+                id=engine.url,
+                url=engine.url,
+                partitions=sorted(engine.owned()),
+                started_at=at(7) if engine is self else None,
+            )
             for engine in self.cluster.engines
         ]
 
@@ -357,6 +362,8 @@ class FakeEngine:
     async def answer(self, run_id: str, response: Any, entry: str | None, user_id: str | None) -> None:
         run = self._run(run_id)
         if run.finished is not None:
+            if (last := entry or next(reversed(run.answered), None)) in run.answered:
+                raise Refused("already_answered", "That was answered already.", run.answered[last])
             raise Refused("ended", "The run has ended.")
         if entry is None:
             if len(run.open) > 1:

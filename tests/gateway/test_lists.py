@@ -107,6 +107,7 @@ async def test_processors_and_probes(make_group: MakeGroup) -> None:
     group = make_group("one", "two")
     one = group.processors[0]
     members = (await one.http.get("/v1/processors")).json()["items"]
+    assert [member["started_at"] for member in members] == ["1970-01-01T00:00:00.007000Z"] * len(members), "each told"
     assert [(member["url"], member["partitions"]) for member in members] == [
         ("http://one", [0, 2]),
         ("http://two", [1, 3]),

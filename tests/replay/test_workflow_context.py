@@ -629,7 +629,7 @@ async def test_steps_are_retried_with_skipped_waits_and_fatal_errors_are_not() -
         return found
 
     async with TestEnvironment() as env:
-        assert await env.run(retries) == [3, [1, "agnt5.errors.FatalError"], [3, "fails", "'lost'"]]
+        assert await env.run(retries) == [3, [1, "FatalError"], [3, "fails", "'lost'"]]
         assert tried == [0, 1, 2, 3, -1]
 
 

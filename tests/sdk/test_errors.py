@@ -113,7 +113,8 @@ def test_a_steps_failure_is_caught_by_the_type_the_function_raised(original: Exc
     failure: Any = step_error(info)
     assert isinstance(failure, StepError)
     assert isinstance(failure, type(original))
-    assert (failure.step, failure.attempts, failure.error_type) == ("charge", 3, info.type)
+    assert (failure.step, failure.attempts, failure.qualified_type) == ("charge", 3, info.type)
+    assert failure.error_type == type(original).__name__, "as `error.type` over HTTP"
     assert failure.message == info.message
     assert "Traceback" in failure.traceback
     assert "charge" in str(failure)
@@ -145,7 +146,8 @@ def test_a_type_that_cannot_be_had_again_still_gives_a_step_error_that_tells_all
     qualified = f"{__name__}.{name}" if name in ("Guarded", "Sealed", "Missing") else name
     failure = step_error(ErrorInfo(qualified, "text", "trace", "s", 2))
     assert type(failure) is StepError
-    assert (failure.error_type, failure.message, failure.traceback) == (qualified, "text", "trace")
+    assert (failure.qualified_type, failure.message, failure.traceback) == (qualified, "text", "trace")
+    assert failure.error_type == name.rpartition(".")[2]
 
 
 def test_final_types_and_groups_give_plain_step_errors() -> None:
@@ -157,7 +159,7 @@ def test_final_types_and_groups_give_plain_step_errors() -> None:
     for error in (refused.value, ExceptionGroup("several", [ValueError()])):
         failure = step_error(error_info(error, "s"))
         assert type(failure) is StepError
-        assert failure.error_type.endswith(type(error).__name__)
+        assert failure.error_type == type(error).__name__
 
 
 def test_an_exception_that_cannot_be_printed_is_still_recorded() -> None:

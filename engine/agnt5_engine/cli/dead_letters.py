@@ -93,6 +93,10 @@ def redrive(
         raise typer.BadParameter("give IDs, or --all, --topic or --reason")
     from agnt5.client import ApiError, NotFoundError
 
+    if json and len(chosen) == 1:
+        with reach.client(url, api_key) as client:
+            print_json({"runs": client.redrive(chosen[0])})
+        return
     failed = 0
     became: list[dict[str, object]] = []
     with reach.client(url, api_key) as client:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agnt5_engine.cli.processor import Modules
+from agnt5_engine.cli.processor import Json, Modules, as_json
 from agnt5_engine.cli.terminal import USAGE, command, say, warn
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer) -> None:
 def dev(
     modules: Modules,
     reload: Annotated[bool, typer.Option("--reload/--no-reload", help="Start again when a file changes.")] = True,
+    json: Json = False,
 ) -> None:
     """Run the workflows of these modules on the embedded engine, with the API and a page, and reload on change.
 
@@ -39,7 +40,7 @@ def dev(
     from agnt5_engine.settings import DEFAULT_DIR, load_settings
 
     settings = load_settings()
-    environment = {}
+    environment = as_json(json)
     if not settings.is_embedded:
         environment["AGNT5_BROKER"] = f"embedded://{DEFAULT_DIR}"
         settings = load_settings(broker=environment["AGNT5_BROKER"])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agnt5_engine.settings import Settings
 
 Modules = Annotated[list[str], typer.Argument(metavar="MODULE...", help="pkg.mod, or a path to a file.")]
+Json = Annotated[bool, typer.Option("--json", help="Log as JSON lines, as AGNT5_LOG_FORMAT=json does.")]
 Broker = Annotated[str | None, typer.Option(help="kafka://HOST:PORT or embedded://DIR. Else AGNT5_BROKER.")]
 
 
@@ -31,6 +32,7 @@ def processor(
     leave: Annotated[
         bool, typer.Option("--leave", help="When stopped, leave the group at once (scaling down for good).")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Run the workflows of these modules: join the group, serve the API; a child that dies is started again.
 
@@ -44,13 +46,19 @@ def processor(
     from agnt5_engine.cli.supervisor import supervise
 
     places = [
-        _environment(settings, broker, number) | ({child.LEAVE: "1"} if leave else {}) for number in range(processes)
+        _environment(settings, broker, number) | as_json(json) | ({child.LEAVE: "1"} if leave else {})
+        for number in range(processes)
     ]
 
     async def vacate(place: str) -> None:
         await _drop(settings, place)
 
     raise typer.Exit(supervise(child.command("processor", modules), places, vacate))
+
+
+def as_json(json: bool) -> dict[str, str]:
+    """What `--json` means to a child: it prints nothing but its log."""
+    return {"AGNT5_LOG_FORMAT": "json"} if json else {}
 
 
 async def _drop(settings: Settings, place: str) -> None:

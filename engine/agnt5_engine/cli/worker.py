@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from agnt5_engine.cli.processor import Broker, Modules
+from agnt5_engine.cli.processor import Broker, Json, Modules, as_json
 from agnt5_engine.cli.terminal import command
 
 
@@ -20,6 +20,7 @@ def worker(
     queue: Annotated[str, typer.Option(help="The queue, as in @function(queue=...).")],
     broker: Broker = None,
     processes: Annotated[int, typer.Option(min=1, max=256, help="How many processes on this machine.")] = 1,
+    json: Json = False,
 ) -> None:
     """Run the steps of functions that name this queue; a child that dies is started again."""
     from agnt5_engine.settings import load_settings
@@ -32,5 +33,5 @@ def worker(
     from agnt5_engine.cli import child
     from agnt5_engine.cli.supervisor import supervise
 
-    environment = {child.QUEUE: queue} | ({} if broker is None else {"AGNT5_BROKER": broker})
+    environment = {child.QUEUE: queue} | as_json(json) | ({} if broker is None else {"AGNT5_BROKER": broker})
     raise typer.Exit(supervise(child.command("worker", modules), [environment] * processes))

@@ -215,11 +215,21 @@ def _answered(state: PartitionState, r: UserResponded, entry: str, response: byt
     state.verdict(r.command_id, r.run_id, "already_answered", f"entry {entry} was answered already", detail)
 
 
+def _was_answered(state: PartitionState, run: Run, r: UserResponded) -> bool:
+    """Whether the question was answered before; the verdict then says how."""
+    for row in reversed(run.history):
+        if row.kind == "user" and row.event == h.RESOLVED and r.entry in (None, row.path):
+            _answered(state, r, row.path, row.value or b"null", row.by)
+            return True
+    return False
+
+
 def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
     """The path of the question that is answered, or None after a verdict against."""
     rid, cid = r.run_id, r.command_id
     if run.ended or run.ending:
-        state.verdict(cid, rid, "ended", f"run {rid} has ended: {run.status}", run.status)
+        if not _was_answered(state, run, r):
+            state.verdict(cid, rid, "ended", f"run {rid} has ended: {run.status}", run.status)
         return None
     asked = [path for path, p in run.pending.items() if isinstance(p.ask, UserAsk) and not p.kept]
     if r.entry is not None:
@@ -230,10 +240,8 @@ def _question(state: PartitionState, run: Run, r: UserResponded) -> str | None:
     elif asked:
         state.verdict(cid, rid, "several_pending", f"run {rid} asks {len(asked)} questions: name the entry", asked)
         return None
-    for row in reversed(run.history):
-        if row.kind == "user" and row.event == h.RESOLVED and r.entry in (None, row.path):
-            _answered(state, r, row.path, row.value or b"null", row.by)
-            return None
+    if _was_answered(state, run, r):
+        return None
     where = f" at entry {r.entry}" if r.entry is not None else ""
     state.verdict(cid, rid, "not_pending", f"run {rid} asks nothing{where}")
     return None

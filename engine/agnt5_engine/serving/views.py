@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from agnt5.client.models import Approval, ErrorDetail, Event, Option, Pause, Run, RunStatus, Trigger, Waiting, at
 from agnt5.errors import short_type
@@ -79,6 +79,9 @@ def waiting_on(run: model.Run) -> list[Waiting]:
 
 
 def event_view(run_id: str, e: PublicEvent) -> Event:
+    data = e.data
+    if "retry_at" in data:
+        data = data | {"retry_at": to_jsonable_python(at(data["retry_at"]))}
     return Event(
         seq=e.seq,
         time=at(e.time),
@@ -87,7 +90,7 @@ def event_view(run_id: str, e: PublicEvent) -> Event:
         entry=e.entry,
         name=e.name,
         attempt=e.attempt,
-        data=e.data,
+        data=data,
     )
 
 
