@@ -10,10 +10,8 @@ from typing import Any
 import httpx
 
 from agnt5_engine.partition.table import Table
-from agnt5_engine.records.avro import decode
-from agnt5_engine.records.journal import OwnerClaimed
 from agnt5_engine.runs import table
-from tests.group.world import SESSION, Group, get_run, group_of, history, lines, owned, start_run, until
+from tests.group.world import SESSION, get_run, group_of, history, lines, owned, start_run, until
 
 
 def kept_locally(folder: Path) -> dict[bytes, bytes]:
@@ -26,11 +24,6 @@ def kept_locally(folder: Path) -> dict[bytes, bytes]:
         return found
     finally:
         opened.close()
-
-
-def _claims(group: Group) -> list[str]:
-    records = [decode(record.value or b"") for record in group.journal()]
-    return [record.owner for record in records if isinstance(record, OwnerClaimed)]
 
 
 def test_a_frozen_owner_that_wakes_after_its_successor_has_checkpointed_changes_nothing(
@@ -58,17 +51,16 @@ def test_a_frozen_owner_that_wakes_after_its_successor_has_checkpointed_changes_
 
         runs, rows, journal = told(), group.rows(), len(group.journal())
         frozen.signal(signal.SIGCONT)
-        # What it had begun is over a moment after it wakes; whatever it writes then, it writes as the old owner.
-        until(lambda: owned(frozen) == set() and lines(frozen, "partitions.assigned")[1:], frozen.tail)
+        # What it had begun is over a moment after it wakes; whatever it writes then, it writes as the old owner. Once
+        # it is a member again, the group may give it the partition back, or leave it where it is.
+        until(lambda: lines(frozen, "partitions.assigned")[1:], frozen.tail)
         time.sleep(3)
         assert told() == runs, "no run's history"
         assert group.rows() == rows, "nor the changelog"
-        until(lambda: owned(successor) == {0}, successor.tail)
+        until(lambda: owned(successor) | owned(frozen) == {0}, successor.tail)
         until(lambda: group.marker().applied == len(group.journal()) - 1, successor.tail)
-        first, *later = _claims(group)
-        assert first not in later, "the old owner had it no more"
         print(f"the old owner wrote {len(group.journal()) - journal} records that were ignored")
-        assert get_run(frozen, run_id) == runs[0][0], "it asks the successor now"
+        assert get_run(frozen, run_id) == runs[0][0]
         pids = [line.split()[1] for line in group.steps_log.read_text().splitlines()]
         assert runs[0][0]["output"] == pids[1] != pids[0], "it was the successor's result that counted"
         successor.stop()
