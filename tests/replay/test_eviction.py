@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import gc
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from agnt5 import WorkflowContext, workflow
+from agnt5 import WorkflowContext, function, registry, workflow
 from agnt5.replay import eviction
 from agnt5.replay.activation import Activation
-from agnt5.replay.protocol import RunInfo
+from agnt5.replay.protocol import Completed, Resolved, RunInfo
 
 ACTED: list[str] = []
 
@@ -191,5 +192,34 @@ def test_an_evicted_run_is_freed_at_once() -> None:
         del live
         gc.collect()
         assert len(gc.get_objects()) - before < 500
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ended", "evicted"])
+def test_what_a_run_leaves_behind_is_freed_at_once_without_the_garbage_collector(ends: bool) -> None:
+    @function
+    async def work(x: int) -> int:
+        return x
+
+    async def body(ctx: WorkflowContext) -> int:
+        return await ctx.step(work, 1) + await ctx.step(work, 2)
+
+    workflow(name="freed")(body)
+    gc.collect()
+    gc.disable()
+    try:
+        live: Any = Activation(
+            registry.workflow("freed"), RunInfo("run", "freed", "s", "u", 0, {}, None), b"{}", Listening(), None
+        )
+        live.start(1)
+        live.deliver(2, Resolved("0", b"1"))
+        if ends:
+            assert live.deliver(3, Resolved("1", b"2")).outcome == Completed(b"3")
+        else:
+            live.evict()
+        loop = weakref.ref(live.loop)
+        del live
+        assert loop() is None
     finally:
         gc.enable()
