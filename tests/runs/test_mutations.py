@@ -29,7 +29,10 @@ def first_record_does_not_win(patch: Patch) -> None:
         run = state.run(record.run_id)
         if run is None or (run.ended and type(record).__name__ != "RunFinished"):
             return None
-        return None if run.status == "paused" and results._hold(state, run, held) else run
+        if run.status == "paused":
+            results._hold(state, run, held)
+            return None
+        return run
 
     patch.setattr(results, "open_run", open_run)
 
@@ -186,7 +189,7 @@ def a_row_that_was_changed_is_not_deleted(patch: Patch) -> None:
 
 
 def a_parked_run_keeps_no_records(patch: Patch) -> None:
-    patch.setattr(results, "_hold", lambda state, run, held: True)
+    patch.setattr(results, "_hold", lambda state, run, held: None)
 
 
 def parked_runs_are_not_tried_by_the_next_owner(patch: Patch) -> None:

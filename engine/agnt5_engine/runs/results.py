@@ -43,17 +43,19 @@ from agnt5_engine.runs.writes import is_locked, state_written
 def open_run(state: PartitionState, held: Held, record: RunRecord) -> Run | None:
     """The record's run, if it goes on now. A parked run's record is kept for later."""
     run = state.run(record.run_id)
-    if run is None or run.finished_at is not None:
+    if run is None or run.ended:
         return None
     if run.ending and not isinstance(record, RunFinished | RunRetried):
         return None
-    return None if run.status == "paused" and _hold(state, run, held) else run
+    if run.status == "paused":
+        _hold(state, run, held)
+        return None
+    return run
 
 
-def _hold(state: PartitionState, run: Run, held: Held) -> bool:
+def _hold(state: PartitionState, run: Run, held: Held) -> None:
     run.held = [*run.held, state.waiting(held)]
     state.changed(run)
-    return True
 
 
 def step_succeeded(state: PartitionState, held: Held, r: StepSucceeded) -> None:
