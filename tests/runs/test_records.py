@@ -17,25 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agnt5_engine.records import journal, rows
-from agnt5_engine.records.avro import HEADER, RecordError, decode, encode, header_of, is_a, schema_files
+from agnt5_engine.records.avro import HEADER, RecordError, decode, encode, header_of, is_a, record_types, schema_files
 from agnt5_engine.records.sealing import SealError
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMAS = schema_files()
 
 
-def kinds() -> dict[str, type[Any]]:
-    """Every NamedTuple of `records/`."""
-    return {
-        name: value
-        for module in (journal, rows)
-        for name, value in vars(module).items()
-        if isinstance(value, type) and hasattr(value, "_fields") and value.__module__ == module.__name__
-    }
-
-
-KINDS = kinds()
+KINDS = record_types()
 WRITTEN = {name: KINDS[name] for name in SCHEMAS}
 
 # ------------------------------------------------------------------ schemas

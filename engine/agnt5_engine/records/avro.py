@@ -60,7 +60,8 @@ def header_of(schema: Any) -> bytes:
     return MAGIC + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
 
 
-def _record_types() -> dict[str, type[Any]]:
+def record_types() -> dict[str, type[Any]]:
+    """Every record and row by its name, which is that of its schema."""
     return {
         name: value
         for module in (journal, rows)
@@ -93,7 +94,7 @@ def _builder(cls: type[Any]) -> Callable[[dict[str, Any]], Any]:
 def _load() -> tuple[dict[type[Any], Callable[[Any], bytes]], dict[bytes, _Version]]:
     encoders: dict[type[Any], Callable[[Any], bytes]] = {}
     versions: dict[bytes, _Version] = {}
-    types = _record_types()
+    types = record_types()
     for name, by_version in schema_files().items():
         cls = types[name]
         latest = by_version[max(by_version)]
