@@ -272,6 +272,8 @@ class Processor:
             checkpoint_seconds=s.checkpoint_interval,
             schedules=self._schedules,
             gates=self._gates,
+            known=self.membership.known,
+            missed=self.membership.missed,
         )
         return Owner(place, checkpointer, around)
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agnt5_engine.transport.base import Log, Message, TopicPartition
+from agnt5_engine.transport.base import Batch, Log, Message, TopicPartition
 from agnt5_engine.transport.membership import FaustMembership
 from tests.transport.clusters import Cluster, spec
 from tests.transport.sinks import NotingSink
@@ -155,6 +155,79 @@ async def test_pausing_at_any_moment_neither_loses_nor_repeats(group: Group) -> 
         await sink.until(lambda: sink.next_offset.get(target) == 3000)
         flickering.cancel()
     assert sink.offsets(target) == list(range(3000))
+
+
+class KnowingSink(NotingSink):
+    """Writes to a journal partition too, and tells the membership what it knows from its acks, as an owner does."""
+
+    def __init__(self, group: Group, target: TopicPartition) -> None:
+        super().__init__(group.journal)
+        self.group = group
+        self.target = target
+        self.applied: list[int] = []
+        self.acked_early: set[int] = set()
+
+    async def write(self, count: int) -> None:
+        ack = await self.group.log.append(self.target, [Message(b"k", b"ours")] * count)
+        self.acked_early.update(range(ack.offset, ack.offset + count))
+        self._apply()
+        assert self.membership is not None
+        if self.acked_early:
+            self.membership.missed(self.target)
+        else:
+            self.membership.known(self.target, len(self.applied))
+
+    def _apply(self) -> None:
+        while len(self.applied) in self.acked_early:
+            self.acked_early.discard(len(self.applied))
+            self.applied.append(len(self.applied))
+
+    async def records(self, source: TopicPartition, batch: Batch) -> None:
+        await super().records(source, batch)
+        if source == self.target:
+            for record in batch.records:
+                if record.offset >= len(self.applied):
+                    assert record.offset == len(self.applied), "what others wrote was passed over"
+                    self.applied.append(record.offset)
+                    self._apply()
+
+
+async def test_what_others_write_to_a_partition_that_is_known_from_acks_is_never_passed_over(group: Group) -> None:
+    target = group.journal_partition(1)
+    sink = KnowingSink(group, target)
+    async with group.joined(sink):
+
+        async def ours() -> None:
+            for _ in range(200):
+                await sink.write(random.choice((1, 1, 5)))
+                await asyncio.sleep(random.choice((0, 0, 0.001, 0.03)))
+
+        async def theirs() -> None:
+            for _ in range(40):
+                await group.append(target, random.choice((1, 3)))
+                await asyncio.sleep(random.choice((0, 0.005, 0.03, 0.1)))
+
+        await asyncio.gather(ours(), theirs())
+        _, end = await group.log.bounds(target)
+        await sink.until(lambda: len(sink.applied) == end)
+
+
+async def test_what_is_known_from_acks_is_hardly_brought_and_what_others_write_then_is_brought_soon(
+    group: Group,
+) -> None:
+    target = group.journal_partition(0)
+    sink = KnowingSink(group, target)
+    async with group.joined(sink):
+        await group.append(target, 1)
+        await sink.until(lambda: len(sink.applied) == 1)
+        for _ in range(300):
+            await sink.write(3)
+        assert len(sink.applied) == 901
+        assert len(sink.offsets(target)) < 90, "own records were brought again"
+        for _ in range(3):
+            await group.append(target, 1)
+            count = len(sink.applied)
+            await asyncio.wait_for(sink.until(lambda: len(sink.applied) == count + 1), 2)  # noqa: B023
 
 
 async def test_a_partition_whose_batch_takes_long_does_not_hold_up_the_others(group: Group) -> None:

@@ -51,7 +51,7 @@ from agnt5_engine.runs.effects import (
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.schedules import Schedule
 from agnt5_engine.runs.state import Code, PartitionState
-from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError
+from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError, TopicPartition
 
 log = structlog.get_logger()
 
@@ -81,6 +81,8 @@ class Surroundings:
     gates: Gates | None = None  # None: nothing is limited
     withdraw: Callable[[Owner, str, str, Pending], None] = lambda owner, run_id, path, pending: None  # from its pool
     alive: Callable[[Owner, str, str], None] = lambda owner, run_id, path: None  # a pool has the step in hand
+    known: Callable[[TopicPartition, int], None] = lambda journal, next_offset: None  # need not be consumed up to there
+    missed: Callable[[TopicPartition], None] = lambda journal: None  # others have written to it: consume it now
     resident: int = 500  # idle live runs kept in memory after a checkpoint
 
 
@@ -292,6 +294,10 @@ class Owner:
                 self._early[offset] = (ack.time, record)
             offset += 1
         self._apply_early()
+        if self._early:
+            self._around.missed(self.place.journal)
+        else:
+            self._around.known(self.place.journal, state.applied + 1)
         self._act()
 
     def _apply_early(self) -> None:

@@ -213,6 +213,15 @@ class Membership(Protocol):
 
     def resume(self, source: TopicPartition) -> None: ...
 
+    def known(self, source: TopicPartition, next_offset: int) -> None:
+        """Whoever consumes `source` wrote everything before `next_offset`, so it need not be brought. What others write
+        may then come a moment later than it would."""
+        ...
+
+    def missed(self, source: TopicPartition) -> None:
+        """Others have written to `source` too: bring it without delay."""
+        ...
+
     def acked(self, source: TopicPartition, next_offset: int) -> None:
         """Trigger topics only: everything before `next_offset` may be committed (Faust commits it soon)."""
         ...

@@ -129,6 +129,14 @@ class FaustMembership:
         if (consumer := self._consumer) is not None:
             consumer.sink_resume(source)
 
+    def known(self, source: TopicPartition, next_offset: int) -> None:
+        if (consumer := self._consumer) is not None:
+            consumer.sink_known(source, next_offset)
+
+    def missed(self, source: TopicPartition) -> None:
+        if (consumer := self._consumer) is not None:
+            consumer.sink_missed(source)
+
     def acked(self, source: TopicPartition, next_offset: int) -> None:
         if (consumer := self._consumer) is not None:
             consumer.sink_acked(source, next_offset)

@@ -90,6 +90,12 @@ class SinkConsumer(Consumer):  # type: ignore[misc]
             lane.paused = False
             self.turned.set()
 
+    def sink_known(self, source: TopicPartition, next_offset: int) -> None:
+        """Nothing before `next_offset` need be delivered. A transport may make use of that."""
+
+    def sink_missed(self, source: TopicPartition) -> None:
+        """What comes next is not known after all."""
+
     def sink_acked(self, source: TopicPartition, next_offset: int) -> None:
         if source.topic == self.wiring.journal:
             raise ValueError(f"{source.topic}: the journal's offsets go into the checkpoints, they are not acked")

@@ -144,6 +144,11 @@ class EmbeddedConsumer(SinkConsumer):
     def to_batch(self, source: TP, fetched: Batch) -> Batch:
         return fetched
 
+    def sink_known(self, source: TopicPartition, next_offset: int) -> None:
+        lane = self.lanes.get(TP(*source))
+        if lane is not None and lane.delivery is None and not lane.held and self._positions[TP(*source)] < next_offset:
+            self._positions[TP(*source)] = lane.position = next_offset
+
     def client_seek(self, source: TP, offset: int) -> None:
         if source in self._positions:
             self._positions[source] = offset

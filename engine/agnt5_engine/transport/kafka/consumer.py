@@ -29,6 +29,7 @@ from agnt5_engine.transport.base import (
 from agnt5_engine.transport.faust_app import EngineApp, NoProducer, Wiring
 from agnt5_engine.transport.kafka.assignor import Assignor
 from agnt5_engine.transport.kafka.members import group_members
+from agnt5_engine.transport.kafka.rests import Rests
 from agnt5_engine.transport.kafka.thread import Arrival, Listener, Thread
 from agnt5_engine.transport.kafka.topics import describe
 from agnt5_engine.transport.kafka.wire import Wire
@@ -57,6 +58,7 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         self._arrived: dict[TP, deque[Batch]] = {}
         self._flowing: set[TP] = set()  # what Kafka is being asked for
         self._turns: dict[TP, int] = {}  # how often each was sought: what was fetched before is dropped
+        self._rests = Rests(self._rest, self._wake)
         self._rebalancing = asyncio.Lock()
         self._wire: Wire | None = None
 
@@ -93,6 +95,7 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
             )
 
     async def on_stop(self) -> None:
+        self._rests.clear()
         await super().on_stop()
         if self._wire is not None:
             wire, self._wire = self._wire, None
@@ -124,7 +127,7 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
                 batch = _joined(waiting) if len(waiting) > 1 else waiting[0]
                 found[source] = batch if source.topic in self.wiring.topics else batch.records
                 waiting.clear()
-            if source not in self._flowing:
+            if source not in self._flowing and source not in self._rests:
                 self._flowing.add(source)
                 self._thread.post(self._thread.let_flow, source)
         if not found:
@@ -138,7 +141,31 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
     def to_batch(self, source: TP, fetched: Batch) -> Batch:
         return fetched
 
+    def sink_known(self, source: TopicPartition, next_offset: int) -> None:
+        lane = self.lanes.get(TP(*source))
+        if lane is None or lane.held or lane.position is None:
+            return
+        if lane.delivery is None and not self._arrived.get(TP(*source)):
+            lane.position = max(lane.position, next_offset)
+            self._rests.extend(TP(*source))
+
+    def sink_missed(self, source: TopicPartition) -> None:
+        self._rests.end(TP(*source))
+
+    def _rest(self, source: TP) -> None:
+        """Have nothing of it fetched; what is being fetched is dropped."""
+        self._flowing.discard(source)
+        self._turns[source] = self._turns.get(source, 0) + 1
+        self._thread.post(self._thread.rest, source)
+
+    def _wake(self, source: TP) -> None:
+        lane = self.lanes.get(source)
+        if lane is not None and lane.position is not None:
+            self.client_seek(source, lane.position)
+            self.turned.set()
+
     def client_seek(self, source: TP, offset: int) -> None:
+        self._rests.forget(source)
         turn = self._turns[source] = self._turns.get(source, 0) + 1
         self._arrived[source] = deque()
         self._thread.post(self._thread.seek_now, source, offset, turn)
@@ -176,6 +203,7 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
             if not unbroken:
                 await self.withdraw()
             self._arrived, self._flowing, self._turns = {}, set(), {}
+            self._rests.clear()
             kept = {source: lane for source, lane in self.lanes.items() if source in assigned}
             for source, lane in kept.items():
                 if lane.position is not None:

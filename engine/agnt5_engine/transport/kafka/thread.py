@@ -37,6 +37,8 @@ REBALANCE_TIMEOUT_MS = 15_000
 REQUEST_TIMEOUT_MS = REBALANCE_TIMEOUT_MS + 10_000
 # A partition that is sought or resumed waits for the fetch under way, so none lasts longer than this.
 FETCH_WAIT_MS = 100
+# While partitions rest, shorter: one of them may be wanted again at any time.
+RESTING_FETCH_WAIT_MS = 20
 FETCH_BYTES = 2**20
 METADATA_AGE_MS = 5_000
 _WATCH_EVERY = 1.0
@@ -87,6 +89,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         super().__post_init__()
         self._turns: dict[TP, int] = {}
         self._flowing: set[TP] = set()
+        self._resting: set[TP] = set()
         self._generation = -1
         self._member = ""
         self._pump_task: asyncio.Task[None] | None = None
@@ -200,6 +203,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         unbroken = member == self._member and generation - self._generation in (0, 1)
         self._generation, self._member = generation, member
         self._turns, self._flowing = {}, set()
+        self._rested(set())
         self.app.consumer_generation_id = generation
         consumer.pause(*map(_kafka, assigned))
         self._tell(self._settle, assigned, generation, unbroken)
@@ -242,8 +246,20 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         self._flowing.discard(source)
         self._with(source, lambda state: state.pause())
 
+    def rest(self, source: TP) -> None:
+        """Fetch nothing of it until it is sought."""
+        self.hold(source)
+        self._rested({*self._resting, source})
+
+    def _rested(self, resting: set[TP]) -> None:
+        self._resting = resting
+        consumer = self._consumer
+        if consumer is not None and consumer._fetcher is not None:
+            consumer._fetcher._fetch_max_wait_ms = RESTING_FETCH_WAIT_MS if resting else FETCH_WAIT_MS
+
     def seek_now(self, source: TP, offset: int, turn: int) -> None:
         self._turns[source] = turn
+        self._rested(self._resting - {source})
         consumer = self._consumer
         if consumer is not None and _kafka(source) in consumer.assignment():
             consumer.seek(_kafka(source), offset)
