@@ -40,7 +40,7 @@ class Refused(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartRequest:
     """One run to start; `input` has been bound already (`agnt5.binding.check_input`)."""
 

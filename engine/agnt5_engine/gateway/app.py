@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from agnt5_engine.gateway import (
     approvals,
@@ -26,6 +27,7 @@ from agnt5_engine.gateway.body import RAW_BODY
 from agnt5_engine.gateway.catalog import Catalog, RegistryCatalog
 from agnt5_engine.gateway.context import ClientGoneError, Gateway
 from agnt5_engine.gateway.door import Door
+from agnt5_engine.gateway.shortcut import Shortcut
 from agnt5_engine.gateway.owners import Owners
 from agnt5_engine.ports import Engine, NotHere
 from agnt5_engine.settings import Settings
@@ -80,9 +82,13 @@ def create_app(
         return Response(status_code=499)  # nobody reads it; it is counted
 
     # Starting runs is the hot path: its routes are tried first.
-    for resource in (workflow_routes, approvals, runs, events, webhooks, dead_letters, processors, health, pages):
+    starting = workflow_routes.routes(gateway)
+    app.include_router(starting)
+    for resource in (approvals, runs, events, webhooks, dead_letters, processors, health, pages):
         app.include_router(resource.routes(gateway))
     openapi.install(app, settings)
+    submit = next(r for r in starting.routes if isinstance(r, APIRoute) and r.name == workflow_routes.SUBMIT)
+    app.add_middleware(Shortcut, route=submit, whole=app)
     app.add_middleware(Door, settings=settings)
     return app
 

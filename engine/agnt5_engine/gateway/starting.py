@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -43,10 +42,10 @@ async def start_somewhere(gateway: Gateway, request: Request, start: StartReques
     """Start it here, or have its owner do so from the same body, sent to `path` with the run's ID pinned."""
     hop = gateway.owners.hop(request)
     if hop is not None and hop.run_id is not None and start.dedupe is None:
-        start = replace(start, run_id=hop.run_id)
+        start.run_id = hop.run_id
     elif start.dedupe is None:
         # Drawn here once, so that every later attempt means the same run.
-        start = replace(start, run_id=gateway.engine.run_id_for(start))
+        start.run_id = gateway.engine.run_id_for(start)
     try:
         return await gateway.engine.start(start)
     except NotHere as error:

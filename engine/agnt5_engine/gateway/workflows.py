@@ -16,6 +16,8 @@ from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, Started, UnknownRun
 
 LONGEST_WAIT = 86_400.0
+SUBMIT = "submit_workflow"
+"""The name of the route that `shortcut.py` leads to."""
 
 START_HEADERS = [
     header("Idempotency-Key", "The same key (per workflow and session) with the same input means the same run."),
