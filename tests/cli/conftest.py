@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from agnt5_engine.cli import app
+from agnt5_engine.cli.root import app
 from tests.client.backends import FakeBackend
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from agnt5_engine.cli import app
+from agnt5_engine.cli.root import app
 from tests.cli.conftest import Agnt5
 
 
@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = ("pydantic", "httpx", "fastapi", "faust", "aiokafka", "rocksdict", "structlog", "agnt5", "watchfiles")
     code = f"""
 import sys
-from agnt5_engine.cli import app
+from agnt5_engine.cli.root import app
 try:
     app(["--help"])
 except SystemExit:

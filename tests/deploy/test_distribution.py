@@ -45,7 +45,7 @@ def test_the_wheel_carries_every_schema_ever_released(wheel: zipfile.ZipFile) ->
 def test_the_wheel_puts_the_command_on_the_path_and_registers_both_transports(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     text = wheel.read(entry_points).decode()
-    assert "agnt5 = agnt5_engine.cli:app" in text
+    assert "agnt5 = agnt5_engine.cli.root:app" in text
     assert re.search(r"\[faust\.transports\]\nagnt5-embedded = .+\nagnt5-kafka = ", text)
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from agnt5_engine.cli import app
+from agnt5_engine.cli.root import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 ROWS = re.findall(r"(?m)^\| `agnt5 ([^`]+)`", PAGE.read_text())

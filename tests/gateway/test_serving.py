@@ -15,8 +15,9 @@ from httpx_sse import EventSource
 
 from agnt5_engine.gateway import addresses, connection
 from agnt5_engine.gateway.app import create_app
+from agnt5_engine.gateway.listening import AddressError
 from agnt5_engine.gateway.metrics import STREAMS
-from agnt5_engine.gateway.serve import AddressError, HttpServer
+from agnt5_engine.gateway.serve import HttpServer
 from agnt5_engine.settings import Settings
 from tests.gateway.fake_engine import Cluster, FakeEngine
 from tests.gateway.flows import workflows

@@ -1,5 +1,5 @@
 """`python -m agnt5_engine.cli` is `agnt5`."""
 
-from agnt5_engine.cli import app
+from agnt5_engine.cli.root import app
 
 app()

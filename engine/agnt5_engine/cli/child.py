@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from agnt5_engine import place  # noqa: F401 - takes its variable out of the environment
-from agnt5_engine.cli.terminal import FAILED, USAGE, fail, told
+from agnt5_engine.cli.exits import FAILED
 
 LIFELINE = "AGNT5_CLI_LIFELINE"
 """Number of the inherited end of a pipe that breaks when the supervisor dies, however it dies."""
@@ -41,20 +41,30 @@ def main(arguments: list[str]) -> None:
     tie_to_supervisor()
     # These are ours, not settings: gone before the settings look for unknown variables.
     leave, queue = (os.environ.pop(name, "") for name in (LEAVE, QUEUE))
-    with told():
-        from agnt5_engine.gateway.serve import AddressError
+    try:
         from agnt5_engine.settings import load_settings
-        from agnt5_engine.transport.base import FencedError, RetriableError, TransportError
 
-        settings = load_settings()
-        try:
-            _run(_work(kind, settings, modules, bool(leave), queue))
-        except AddressError as error:
-            fail(str(error.strerror), USAGE)
-        except (RetriableError, FencedError) as error:
-            fail(str(error))  # another start may fare better
-        except TransportError as error:
-            fail(str(error), USAGE)
+        _run(_work(kind, load_settings(), modules, bool(leave), queue))
+    except (Exception, KeyboardInterrupt) as error:
+        _tell(error)
+
+
+def _tell(error: BaseException) -> NoReturn:
+    """Exit with the message and code that go with the error. Only here is what writes to a terminal imported."""
+    from agnt5_engine.cli.exits import USAGE
+    from agnt5_engine.cli.terminal import fail, told
+    from agnt5_engine.gateway.listening import AddressError
+    from agnt5_engine.transport.base import FencedError, RetriableError, TransportError
+
+    if isinstance(error, AddressError):
+        fail(str(error.strerror), USAGE)
+    if isinstance(error, (RetriableError, FencedError)):
+        fail(str(error))  # another start may fare better
+    if isinstance(error, TransportError):
+        fail(str(error), USAGE)
+    with told():
+        raise error
+    raise AssertionError  # told() does not hold an error back
 
 
 def _work(kind: str, settings: Any, modules: list[str], leave: bool, queue: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agnt5_engine.cli import reach, terminal
+from agnt5_engine.cli.exits import FAILED
 from agnt5_engine.cli.terminal import command, print_fields, print_json, print_shape, print_table, say, when
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def redrive(
     else:
         say("There are no such dead letters.")
     if failed:
-        raise typer.Exit(terminal.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _every(client: Client) -> Iterator[DeadLetter]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agnt5_engine.cli.exits import USAGE
 from agnt5_engine.cli.processor import Json, Modules, as_json
-from agnt5_engine.cli.terminal import USAGE, command, say, warn
+from agnt5_engine.cli.terminal import command, say, warn
 
 if TYPE_CHECKING:
     from agnt5.client.models import Run

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from agnt5_engine.cli import reach, terminal
+from agnt5_engine.cli.exits import FAILED
 from agnt5_engine.cli.processor import Broker
 from agnt5_engine.cli.terminal import command, print_json, stdout
 
@@ -56,7 +57,7 @@ def doctor(
     else:
         _show(findings)
     if any(one.state == "wrong" for one in findings):
-        raise typer.Exit(terminal.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _show(findings: list[Finding]) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agnt5_engine.cli.terminal import USAGE, command, fail, say, warn
+from agnt5_engine.cli.exits import USAGE
+from agnt5_engine.cli.terminal import command, fail, say, warn
 
 if TYPE_CHECKING:
     from agnt5_engine.settings import Settings

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from agnt5_engine.cli.terminal import UNREACHABLE, fail
+from agnt5_engine.cli.exits import UNREACHABLE
+from agnt5_engine.cli.terminal import fail
 
 if TYPE_CHECKING:
     from agnt5.client import Client

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agnt5_engine.cli import reach, terminal
+from agnt5_engine.cli.exits import FAILED
 from agnt5_engine.cli.terminal import command, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def replay(
         say("No run is under way.")
     if any(one["verdict"] == "no" for one in shown):
         say("What does not fit would be parked after a deploy: keep the old way with ctx.patched(...), or let it end.")
-        raise typer.Exit(terminal.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _live(client: Client) -> list[str]:

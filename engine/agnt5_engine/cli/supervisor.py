@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agnt5_engine.cli.child import LIFELINE
-from agnt5_engine.cli.terminal import FAILED, USAGE, say, warn
+from agnt5_engine.cli.exits import FAILED, USAGE
+from agnt5_engine.cli.terminal import say, warn
 from agnt5_engine.place import PLACE
 
 GRACE_SECONDS = 30.0

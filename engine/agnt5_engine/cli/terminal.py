@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
+from agnt5_engine.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
-
-FAILED, USAGE, NOT_FOUND, UNREACHABLE = 1, 2, 3, 4
 
 P = ParamSpec("P")
 R = TypeVar("R")

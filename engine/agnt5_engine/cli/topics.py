@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agnt5_engine.cli import terminal
+from agnt5_engine.cli.exits import FAILED, USAGE
 from agnt5_engine.cli.processor import Broker
 from agnt5_engine.cli.terminal import command, fail, print_json, print_table, say
 
@@ -27,7 +28,7 @@ def plan(broker: Broker = None, queue: Queues = None, json: terminal.Json = Fals
     rows = _plan(settings, queue or [])
     _show(rows, json)
     if any(row["state"] != "as wanted" for row in rows):
-        raise typer.Exit(terminal.FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command(epilog="Example:  agnt5 topics apply --broker kafka://localhost:9092 --queue gpu")
@@ -40,7 +41,7 @@ def apply(broker: Broker = None, queue: Queues = None, json: terminal.Json = Fal
     rows = asyncio.run(_applied(settings, queue or []))
     _show(rows, json)
     if any(row["state"] not in ("as wanted", "created") for row in rows):
-        raise typer.Exit(terminal.FAILED)
+        raise typer.Exit(FAILED)
 
 
 def _settings(broker: str | None) -> Settings:
@@ -48,7 +49,7 @@ def _settings(broker: str | None) -> Settings:
 
     settings = load_settings(broker=broker)
     if settings.is_embedded:
-        fail("the embedded engine makes its own topics; for Kafka: --broker kafka://HOST:PORT", terminal.USAGE)
+        fail("the embedded engine makes its own topics; for Kafka: --broker kafka://HOST:PORT", USAGE)
     return settings
 
 

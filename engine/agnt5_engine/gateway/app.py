@@ -27,8 +27,8 @@ from agnt5_engine.gateway.body import RAW_BODY
 from agnt5_engine.gateway.catalog import Catalog, RegistryCatalog
 from agnt5_engine.gateway.context import ClientGoneError, Gateway
 from agnt5_engine.gateway.door import Door
-from agnt5_engine.gateway.shortcut import Shortcut
 from agnt5_engine.gateway.owners import Owners
+from agnt5_engine.gateway.shortcut import Shortcut
 from agnt5_engine.ports import Engine, NotHere
 from agnt5_engine.settings import Settings
 

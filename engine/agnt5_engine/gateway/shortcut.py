@@ -6,6 +6,8 @@ problem documents by the same handlers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -21,11 +23,12 @@ class Shortcut:
     def __init__(self, app: ASGIApp, route: APIRoute, whole: FastAPI) -> None:
         self._app = app
         self._route = route
+        self._methods: Collection[str] = route.methods or ()
         self._match = route.path_regex.match
         self._call = ExceptionMiddleware(self._answer, handlers=whole.exception_handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in self._route.methods:
+        if scope["type"] == "http" and scope["method"] in self._methods:
             found = self._match(scope["path"])
             if found is not None:
                 scope["route"], scope["path_params"] = self._route, found.groupdict()

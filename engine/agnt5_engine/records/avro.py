@@ -91,20 +91,31 @@ def _builder(cls: type[Any]) -> Callable[[dict[str, Any]], Any]:
     return build
 
 
-def _load() -> tuple[dict[type[Any], Callable[[Any], bytes]], dict[bytes, _Version]]:
-    encoders: dict[type[Any], Callable[[Any], bytes]] = {}
+class _Encoders(dict[type[Any], Callable[[Any], bytes]]):
+    """By the kind of record; each is compiled when it is first wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newest: dict[type[Any], tuple[Any, bytes]] = {}
+
+    def __missing__(self, cls: type[Any]) -> Callable[[Any], bytes]:
+        made = self[cls] = compiled(*self.newest[cls])
+        return made
+
+
+def _load() -> tuple[_Encoders, dict[bytes, _Version]]:
+    encoders = _Encoders()
     versions: dict[bytes, _Version] = {}
     types = record_types()
     for name, by_version in schema_files().items():
-        cls = types[name]
-        latest = by_version[max(by_version)]
-        newest = fastavro.parse_schema(latest)
-        encoders[cls] = compiled(latest, header_of(newest))
-        build = _builder(cls)
-        for schema in by_version.values():
+        cls, last = types[name], max(by_version)
+        newest, build = fastavro.parse_schema(by_version[last]), _builder(cls)
+        for number, schema in by_version.items():
             parsed = fastavro.parse_schema(schema)
-            reader = None if schema is by_version[max(by_version)] else newest
-            versions[header_of(parsed)] = _Version(cls, parsed, reader, build)
+            header = header_of(parsed)
+            versions[header] = _Version(cls, parsed, None if number == last else newest, build)
+            if number == last:
+                encoders.newest[cls] = schema, header
     return encoders, versions
 
 
