@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import structlog
@@ -34,6 +35,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 _BROKER_TIMEOUT_MS = REQUEST_TIMEOUT_MS * 8 // 10
 _REFRESH_TIMEOUT = 1.5 * REQUEST_TIMEOUT_MS / 1000
+_IN_FLIGHT = 4  # requests to one broker, each for other partitions
 _BATCH_HEADER, _RECORD_OVERHEAD = 61, 36
 _TOO_LARGE = frozenset({10, 18})
 # Out of order, epoch or producer unknown: the broker has lost this producer's state, or a batch of ours was given up.
@@ -50,7 +52,7 @@ class Producer:
         self._delivery_timeout = delivery_timeout
         self._lanes: dict[TopicPartition, Lane] = {}
         self._ready: dict[int, list[Lane]] = {}
-        self._serving: set[int] = set()
+        self._serving: Counter[int] = Counter()
         self._stray: list[Lane] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._settling = False
@@ -95,8 +97,8 @@ class Producer:
                 self._spawn(self._settle())
             return
         self._ready.setdefault(node, []).append(lane)
-        if node not in self._serving:
-            self._serving.add(node)
+        if self._serving[node] < _IN_FLIGHT:
+            self._serving[node] += 1
             self._spawn(self._serve(node))
 
     def _spawn(self, work: object) -> None:
@@ -117,12 +119,12 @@ class Producer:
                     lane.busy = False
 
     async def _serve(self, node: int) -> None:
-        """Send to one broker whatever is ready for it, one request at a time, until nothing is."""
+        """Send to one broker whatever is ready for it, request after request, until nothing is."""
         try:
             while lanes := self._ready.pop(node, None):
                 await self._send(node, lanes)
         finally:
-            self._serving.discard(node)
+            self._serving[node] -= 1
 
     async def _send(self, node: int, lanes: list[Lane]) -> None:
         by_topic: dict[str, list[tuple[int, bytearray]]] = {}
