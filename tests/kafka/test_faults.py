@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
+from aiokafka.conn import create_conn
 
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
@@ -153,3 +154,28 @@ async def test_a_broker_that_is_not_there_yet_is_waited_for(own_kafka: Any, fres
     assert (await appended).offset == 0
     assert (await asked)[0] == 0
     await waiting.close()
+
+
+async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed_too(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = wire_module.Client(bootstrap_servers=kafka)
+    await client.bootstrap()
+    made, let = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        connection = await create_conn(*args, **options)
+        made.set()
+        await let.wait()
+        return connection
+
+    monkeypatch.setattr("aiokafka.client.create_conn", slowly)
+    (node,) = [broker.nodeId for broker in client.cluster.brokers()]
+    connecting = asyncio.create_task(client._get_conn(node))
+    await made.wait()
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0.05)
+    let.set()
+    connection = await connecting
+    await closing
+    assert not connection.connected()

@@ -13,6 +13,7 @@ import random
 import ssl
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -29,6 +30,7 @@ log = structlog.stdlib.get_logger(__name__)
 # Above the broker's own limit for an append (0.8 of it), below what a user waits for: a stalled broker is asked again
 # after this, and idempotence makes asking again harmless.
 REQUEST_TIMEOUT_MS = 10_000
+_CLOSE_SECONDS = 1.0  # for which a connection that is just being made is waited for
 _SAY_EVERY = 10.0  # seconds between log lines while a broker is away
 _REFUSED = (
     errors.AuthenticationFailedError,
@@ -50,7 +52,7 @@ class Channel(Enum):
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
     """aiokafka's client, except that asking about a topic never creates it, and that a first connection says why it
-    failed and is closed when it is given up.
+    failed, and that none outlives it.
 
     It adds no state, so that the clients inside aiokafka's consumers can be made one of these (`__class__`).
     """
@@ -85,6 +87,14 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
                     self._sync_task = asyncio.get_running_loop().create_task(self._md_synchronizer())
                 return
         raise problem
+
+    async def close(self) -> None:
+        """Close every connection, also one that somebody is just making: it would be nobody's afterwards."""
+        await super().close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS), self._get_conn_lock:
+                for connection in list(self._conns.values()):
+                    connection.close()
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Iterable[str]) -> bool:
         request = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
