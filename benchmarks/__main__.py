@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from benchmarks import kafka, report
+from benchmarks import kafka, report, shares
 from benchmarks.durability import SIDES
 from benchmarks.options import add_options, scratch, sizes_of
 from benchmarks.peers import compare
@@ -20,11 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["report"]:
         return report.main(given[1:])
+    if given[:1] == ["shares"]:
+        return shares.main(given[1:])
     if given[:1] == ["peers"]:
         return compare.main(given[1:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure the engine. Further commands: report [FILE], peers. Each has its own --help.",
+        description="Measure the engine. Further commands: report [FILE], peers, shares. Each has its own --help.",
         epilog="Works: " + ", ".join(f"{work.id} {work.title}" for work in WORKS.values()),
     )
     add_options(parser, sorted(WORKS))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from agnt5 import WorkflowContext, function, workflow
 from agnt5.types import event
+from benchmarks import sampler
 from benchmarks.tally import BEGUN, DONE, FOLDER, STEPS, Tally
 
 _TALLY = Tally(Path(os.environ[FOLDER]))
 _COUNTS = _TALLY.counts
+sampler.start()
 _TOPICS = os.environ["BENCH_TOPICS"]
 
 

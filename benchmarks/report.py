@@ -1,5 +1,5 @@
-"""`python -m benchmarks report [FILE] [--write]`: results as a table, as plots, and as the part of the documentation
-that holds numbers."""
+"""`python -m benchmarks report [FILE] [--write]`: results as a table, as plots, and as the parts of the documentation and
+of the README that hold numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from benchmarks.targets import target
 
 PAGE = FOLDER.parent.parent / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
-_BLOCK = "<!-- {name}: written by `python -m benchmarks report --write` -->\n{body}\n<!-- end of {name} -->"
+README = PAGE.parent.parent / "README.md"
+_BLOCK = "<!-- {name}: written by `python -m benchmarks {by} --write` -->\n{body}\n<!-- end of {name} -->"
 _QUIET = 0.25
 """Cores kept busy by others beyond which a measurement is called disturbed."""
 
@@ -24,7 +25,7 @@ _QUIET = 0.25
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, help="default: the newest in benchmarks/results/")
-    parser.add_argument("--write", action="store_true", help="put table and plots into docs/")
+    parser.add_argument("--write", action="store_true", help="put table and plots into docs/ and the README")
     options = parser.parse_args(arguments)
     path = options.file or latest()
     if path is None:
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
             return 1
         PAGE.write_text(page)
         print(f"wrote {PAGE}", file=sys.stderr)
+        if name == "measured":
+            README.write_text(replaced(README.read_text(), "speed", headlines(measured)))
+            print(f"wrote {README}", file=sys.stderr)
     return 0
 
 
@@ -90,12 +94,29 @@ def markdown(measured: Measured, drawn: Sequence[str]) -> str:
     return "\n".join(out).rstrip()
 
 
-def replaced(page: str, name: str, body: str) -> str:
-    """The page with another body in a block. Raises ValueError when the page has no such block."""
+def headlines(measured: Measured) -> str:
+    """What is aimed at and what was measured, for the README."""
+    out = [
+        _circumstances(measured).partition("\n")[0],
+        "",
+        "| Work | Figure | Median | Aimed at |",
+        "|---|---|---|---|",
+    ]
+    for case, figures in measured.cases.items():
+        for name, found in figures.items():
+            wanted = target(case.work, case.side, case.case, name)
+            if wanted is not None:
+                bound = f"{'at most' if wanted.at_most else 'at least'} {_number(wanted.bound)}"
+                out.append(f"| {case.case}, {case.side} | `{name}` | {_number(found.median)} | {bound} |")
+    return "\n".join(out)
+
+
+def replaced(page: str, name: str, body: str, by: str = "report") -> str:
+    """The page with another body in a block, written by a command. Raises ValueError when the page has no such block."""
     pattern = re.compile(rf"<!-- {name}: .*?<!-- end of {name} -->", re.DOTALL)
     if not pattern.search(page):
         raise ValueError(f"there is no block {name!r} to write to")
-    return pattern.sub(lambda _: _BLOCK.format(name=name, body=body), page)
+    return pattern.sub(lambda _: _BLOCK.format(name=name, body=body, by=by), page)
 
 
 def _by_work(measured: Measured) -> Iterator[tuple[str, list[tuple[Case, dict[str, Summary]]]]]:

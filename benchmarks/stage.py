@@ -18,6 +18,7 @@ from agnt5_engine.transport.embedded.log import open_log
 from benchmarks.accounting import Spent, Watch
 from benchmarks.kafka import Kafka
 from benchmarks.processors import Processor
+from benchmarks.sampler import FILE
 from benchmarks.sizes import Sizes
 from benchmarks.tally import FOLDER, Readings
 
@@ -58,8 +59,9 @@ class Stage:
 
     # ------------------------------------------------------------------ processors
 
-    def processor(self, processes: int = 1, **settings: object) -> Processor:
-        """One that is not started yet. `settings` by their names, over those of the benchmark."""
+    def processor(self, processes: int = 1, *, samples: Path | None = None, **settings: object) -> Processor:
+        """One that is not started yet. `settings` by their names, over those of the benchmark. `samples`: where it
+        writes what its sampler has seen."""
         chosen: dict[str, object] = {
             "broker": f"embedded://{self.data / 'log'}" if self.broker is None else f"kafka://{self.broker.bootstrap}",
             "data_dir": self.data / "state",
@@ -71,6 +73,8 @@ class Stage:
         } | settings
         environment = {f"AGNT5_{key.upper()}": str(value) for key, value in chosen.items()}
         environment |= {FOLDER: str(self.data / "tally"), "BENCH_TOPICS": f"{self.name}."}
+        if samples is not None:
+            environment[FILE] = str(samples)
         made = Processor(environment, self.data, processes)
         self._processors.append(made)
         return made
