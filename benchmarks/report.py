@@ -1,5 +1,5 @@
-"""`python -m benchmarks report [FILE] [--write]`: results as a table, as plots, and as the parts of the documentation and
-of the README that hold numbers."""
+"""`python -m benchmarks report [FILE] [--write]`: results as a table, as plots, and as the parts of the
+documentation and the README that hold numbers."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def headlines(measured: Measured) -> str:
 
 
 def replaced(page: str, name: str, body: str, by: str = "report") -> str:
-    """The page with another body in a block, written by a command. Raises ValueError when the page has no such block."""
+    """The page with another body in a block, written `by` a command. Raises ValueError when it has no such block."""
     pattern = re.compile(rf"<!-- {name}: .*?<!-- end of {name} -->", re.DOTALL)
     if not pattern.search(page):
         raise ValueError(f"there is no block {name!r} to write to")

@@ -19,6 +19,7 @@ from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.appender import Appender, AppenderClosed
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.partition.checkpoints import Checkpoints
+from agnt5_engine.partition.foresight import Foresight
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.live import Live
 from agnt5_engine.partition.recovery import PartitionStopped, Place, check_journal, claim, restore
@@ -134,6 +135,7 @@ class Owner:
             gates=self._around.gates,
         )
         self._calls = Calls(self._call_finished)
+        self._foresight = Foresight(state, self.timers)
         self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)
         self.checkpoints = Checkpoints(
             self,
@@ -196,6 +198,7 @@ class Owner:
                     return
         self._act()
         self._schedules.start()
+        self._foresight.start()
         self.checkpoints.start()
 
     async def close(self, *, save: bool) -> None:
@@ -209,6 +212,7 @@ class Owner:
         try:
             if hasattr(self, "steps"):
                 self._schedules.close()
+                await self._foresight.close()
                 await self.steps.close()
                 await self._calls.close()
                 await self._sender.close()

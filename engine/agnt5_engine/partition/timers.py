@@ -63,6 +63,21 @@ class Timers:
             self._fire(run_id, path)
         self._arm()
 
+    def near(self, ahead: int, most: int) -> list[str]:
+        """The runs of timers due within `ahead` ms, the next to be due first, at most so many."""
+        limit, heap = self.now() + ahead, self._heap
+        found: list[str] = []
+        todo = [(heap[0][0], 0)] if heap else []
+        while todo and len(found) < most:
+            due, at = heapq.heappop(todo)
+            if due > limit:
+                break
+            found.append(heap[at][1])
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(heap):
+                    heapq.heappush(todo, (heap[child][0], child))
+        return found
+
     def close(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()

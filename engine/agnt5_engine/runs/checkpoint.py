@@ -208,7 +208,7 @@ def forget_clean(state: PartitionState, *, keep: int) -> int:
     gone = 0
     excess = len(state.runs) - keep
     for run_id, run in list(state.runs.items()):
-        if not run.ended and excess <= 0:
+        if not run.ended and (excess <= 0 or run_id in state.foreseen):
             continue
         session = state.sessions.get(run.key)
         if run_id in state.dirty_runs or run.executing or (session is not None and session.turn is not None):

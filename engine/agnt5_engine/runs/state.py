@@ -63,6 +63,7 @@ class PartitionState:
         self.current: JournalRecord | None = None  # the record being applied
         self.swept: bytes | None = None  # up to where early cancels were looked through
         self.calls = 0  # in-place calls ever begun in this memory
+        self.foreseen: set[str] = set()  # runs wanted soon: not to be let go when they are idle
         # What the next checkpoint writes.
         self.dirty_runs: dict[str, Run] = {}
         self.dirty_sessions: dict[str, Session] = {}

@@ -1,0 +1,62 @@
+"""Runs that are about to wake are in memory when they do."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agnt5 import WorkflowContext, workflow
+from agnt5_engine.partition.timers import Timers
+from agnt5_engine.runs.checkpoint import forget_clean
+from agnt5_engine.runs.model import Run
+from agnt5_engine.runs.state import PartitionState
+from tests.engine.conftest import Engine
+
+
+@workflow
+async def dozes(ctx: WorkflowContext, seconds: float) -> str:
+    await ctx.sleep(seconds)
+    return "awake"
+
+
+@given(st.lists(st.integers(-3_000, 6_000)), st.integers(0, 40))
+def test_the_timers_foreseen_are_the_next_to_be_due(delays: list[int], most: int) -> None:
+    timers = Timers(lambda run_id, path: None)
+    now = timers.now()
+    timers.now = lambda: now  # type: ignore[method-assign]
+    timers._heap = [(now + delay, f"run{i}", "0") for i, delay in enumerate(delays)]
+    heapq.heapify(timers._heap)
+    found = timers.near(2_000, most)
+    expected = sorted(delay for delay in delays if delay <= 2_000)[:most]
+    assert [delays[int(run_id[3:])] for run_id in found] == expected
+    assert len(set(found)) == len(found)
+
+
+async def test_runs_about_to_wake_are_brought_into_memory_and_stay_until_they_have(engine: Engine) -> None:
+    soon = [await engine.submit("dozes", b'{"seconds": 3.0}') for _ in range(40)]
+    later = [await engine.submit("dozes", b'{"seconds": 3600}') for _ in range(40)]
+    await engine.restart()
+    states = [owner.state for owner in engine.processor._owners.values()]
+
+    def inside() -> set[str]:
+        return {run_id for state in states for run_id in state.runs}
+
+    while not inside() >= set(soon):
+        await asyncio.sleep(0.02)
+    assert not any(run(states, run_id).ended for run_id in soon), "before they wake"
+    for state in states:
+        forget_clean(state, keep=0)
+    assert inside() & {*soon, *later} == set(soon)
+    for run_id in soon:
+        assert (await asyncio.wait_for(engine.processor.finished(run_id), 30)).output == "awake"
+    await asyncio.sleep(0.3)  # what is foreseen is looked at again
+    for state in states:
+        forget_clean(state, keep=0)
+    assert not inside() & {*soon, *later}
+
+
+def run(states: list[PartitionState], run_id: str) -> Run:
+    return next(state.runs[run_id] for state in states if run_id in state.runs)
