@@ -22,6 +22,7 @@ from benchmarks import (
     w7_length,
     w8_scaling,
 )
+from benchmarks.accounting import loop_ns
 from benchmarks.kafka import Kafka
 from benchmarks.results import Case, Results
 from benchmarks.sizes import Sizes
@@ -68,9 +69,10 @@ def _repeat(work: Work, side: str, stage: Stage, results: Results) -> bool:
 
 async def _record(work: Work, side: str, stage: Stage, results: Results) -> None:
     """Write down each finding as it comes: what comes after it may fail."""
+    pace = {"python_loop_ns": loop_ns()}
     try:
         async for finding in work.measure(stage):
-            results.add(Case(work.id, side, finding.case), stage.number, finding.figures)
+            results.add(Case(work.id, side, finding.case), stage.number, finding.figures | pace)
     finally:
         stage.close()
 
