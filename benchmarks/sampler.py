@@ -1,4 +1,4 @@
-"""Where a processor's main thread spends its time: its stack, looked at 500 times for every second of CPU.
+"""Where a processor's main thread spends its time: its stack, looked at with every tick of the kernel while it works.
 
 Part of the process that is measured (`flows.py` starts it), by the interval timer of POSIX: a sampler from outside
 stops the process where it enters the kernel, and sees system calls in every sixth place. SIGUSR1 begins, SIGUSR2 ends

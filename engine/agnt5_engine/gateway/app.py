@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
 
 from agnt5_engine.gateway import (
     approvals,
@@ -28,6 +27,7 @@ from agnt5_engine.gateway.catalog import Catalog, RegistryCatalog
 from agnt5_engine.gateway.context import ClientGoneError, Gateway
 from agnt5_engine.gateway.door import Door
 from agnt5_engine.gateway.owners import Owners
+from agnt5_engine.gateway.routing import StrictRoute
 from agnt5_engine.gateway.shortcut import Shortcut
 from agnt5_engine.ports import Engine, NotHere
 from agnt5_engine.settings import Settings
@@ -87,8 +87,8 @@ def create_app(
     for resource in (approvals, runs, events, webhooks, dead_letters, processors, health, pages):
         app.include_router(resource.routes(gateway))
     openapi.install(app, settings)
-    submit = next(r for r in starting.routes if isinstance(r, APIRoute) and r.name == workflow_routes.SUBMIT)
-    app.add_middleware(Shortcut, route=submit, whole=app)
+    short = [r for r in starting.routes if isinstance(r, StrictRoute) and r.name in workflow_routes.SHORT]
+    app.add_middleware(Shortcut, routes=short, whole=app)
     app.add_middleware(Door, settings=settings)
     return app
 

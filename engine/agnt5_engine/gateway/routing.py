@@ -42,18 +42,23 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
-        known = frozenset(parameter.alias for parameter in self.dependant.query_params)
 
         async def strict(request: Request) -> Response:
-            if request.scope["query_string"]:
-                refuse_unknown(request.query_params, known)
+            self.check_query(request)
             return await handler(request)
 
         return strict
 
+    def check_query(self, request: Request) -> None:
+        """Raises ProblemError 422 for a query parameter that is unknown or comes twice."""
+        if request.scope["query_string"]:
+            by_hand = (self.openapi_extra or {}).get("parameters", ())
+            known = {parameter.alias for parameter in self.dependant.query_params}
+            known |= {parameter["name"] for parameter in by_hand if parameter["in"] == "query"}
+            _refuse_unknown(request.query_params, frozenset(known))
 
-def refuse_unknown(given: QueryParams, known: frozenset[str]) -> None:
-    """Raises ProblemError 422 naming each query parameter that is unknown or comes twice."""
+
+def _refuse_unknown(given: QueryParams, known: frozenset[str]) -> None:
     faults = []
     for name in given:
         if name not in known:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import Field, TypeAdapter, ValidationError
 
 from agnt5.client.models import Run, Status, Submitted, WorkflowInfo, WorkflowList
 from agnt5_engine.gateway.context import Gateway
-from agnt5_engine.gateway.problems import ProblemError, RelayedError
+from agnt5_engine.gateway.problems import ProblemError, RelayedError, invalid
 from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
 from agnt5_engine.gateway.runs import last_event_id
 from agnt5_engine.gateway.starting import start_from_body
@@ -16,8 +17,6 @@ from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, Started, UnknownRun
 
 LONGEST_WAIT = 86_400.0
-SUBMIT = "submit_workflow"
-"""The name of the route that `shortcut.py` leads to."""
 
 START_HEADERS = [
     header("Idempotency-Key", "The same key (per workflow and session) with the same input means the same run."),
@@ -28,12 +27,17 @@ _INPUT = json_input({"type": "object", "description": "The workflow's inputs, by
 
 _NAME_TOLD = "The workflow's name."
 Name = Annotated[str, Path(description=_NAME_TOLD)]
-# Read by hand where every microsecond counts.
+# Read by hand where every microsecond counts: on the routes that `shortcut.py` leads to.
+SHORT = frozenset({"submit_workflow", "run_workflow"})
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": _NAME_TOLD}
-Wait = Annotated[
-    float | None,
-    Query(ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="Seconds to wait before answering anyway."),
-]
+_TIMEOUT = {
+    "name": "timeout",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT},
+    "description": "Seconds to wait before answering anyway.",
+}
+_SECONDS = TypeAdapter(Annotated[float, Field(ge=0, le=LONGEST_WAIT, allow_inf_nan=False)])
 
 
 def routes(gateway: Gateway) -> APIRouter:
@@ -59,12 +63,13 @@ def routes(gateway: Gateway) -> APIRouter:
     @api.post(
         "/v1/workflows/{name}/run",
         responses={**answers(Run, body=True, also=(404, 409)), **answers(Submitted, status=202)},
-        openapi_extra={**_INPUT, "parameters": START_HEADERS},
+        openapi_extra={**_INPUT, "parameters": [_NAME, _TIMEOUT, *START_HEADERS]},
     )
-    async def run_workflow(request: Request, name: Name, timeout: Wait = None) -> Response:
+    async def run_workflow(request: Request) -> Response:
         """Start a run and wait for it: 200 with the run once it has ended (however it ended) or is paused; after
         `timeout`, 202 and where to look."""
-        started = await start_from_body(gateway, request, name)
+        timeout = _timeout(request)
+        started = await start_from_body(gateway, request, request.path_params["name"])
         try:
             run = await gateway.outlast(request, gateway.owners.finished(request, started.run_id), timeout)
         except TimeoutError:
@@ -106,6 +111,16 @@ LAST_EVENT_ID = {
     "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     "description": "Only events after this seq.",
 }
+
+
+def _timeout(request: Request) -> float | None:
+    """Raises ProblemError 422 for what is no number of seconds within bounds."""
+    if not request.scope["query_string"] or (given := request.query_params.get("timeout")) is None:
+        return None
+    try:
+        return _SECONDS.validate_python(given)
+    except ValidationError as error:
+        raise invalid([{"field": "query.timeout", "message": fault["msg"]} for fault in error.errors()]) from None
 
 
 def _accepted(started: Started, status: str) -> Response:
