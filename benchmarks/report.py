@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks import svg
 from benchmarks.figures import Summary
 from benchmarks.results import FOLDER, Case, Measured, latest, read
-from benchmarks.targets import target
+from benchmarks.targets import Target, target
 
 PAGE = FOLDER.parent.parent / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
@@ -106,8 +106,7 @@ def headlines(measured: Measured) -> str:
         for name, found in figures.items():
             wanted = target(case.work, case.side, case.case, name)
             if wanted is not None:
-                bound = f"{'at most' if wanted.at_most else 'at least'} {_number(wanted.bound)}"
-                out.append(f"| {case.case}, {case.side} | `{name}` | {_number(found.median)} | {bound} |")
+                out.append(f"| {case.case}, {case.side} | `{name}` | {_number(found.median)} | {_bound(wanted)} |")
     return "\n".join(out)
 
 
@@ -140,8 +139,11 @@ def _verdict(case: Case, name: str, found: Summary) -> str:
     wanted = target(case.work, case.side.partition(",")[0], case.case, name)
     if wanted is None:
         return ""
-    bound = f"{'at most' if wanted.at_most else 'at least'} {_number(wanted.bound)}"
-    return f"{bound}: {'reached' if wanted.met(found.median) else 'missed'}"
+    return f"{_bound(wanted)}: {'reached' if wanted.met(found.median) else 'missed'}"
+
+
+def _bound(wanted: Target) -> str:
+    return f"{'at most' if wanted.at_most else 'at least'} {_number(wanted.bound)}"
 
 
 def _circumstances(measured: Measured) -> str:

@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from agnt5_engine import place  # noqa: F401 - takes its variable out of the environment
-from agnt5_engine.cli.exits import FAILED
+from agnt5_engine.cli.exits import FAILED, USAGE
 
 LIFELINE = "AGNT5_CLI_LIFELINE"
 """Number of the inherited end of a pipe that breaks when the supervisor dies, however it dies."""
@@ -49,9 +49,8 @@ def main(arguments: list[str]) -> None:
         _tell(error)
 
 
-def _tell(error: BaseException) -> NoReturn:
+def _tell(error: BaseException) -> None:
     """Exit with the message and code that go with the error. Only here is what writes to a terminal imported."""
-    from agnt5_engine.cli.exits import USAGE
     from agnt5_engine.cli.terminal import fail, told
     from agnt5_engine.gateway.listening import AddressError
     from agnt5_engine.transport.base import FencedError, RetriableError, TransportError
@@ -64,7 +63,6 @@ def _tell(error: BaseException) -> NoReturn:
         fail(str(error), USAGE)
     with told():
         raise error
-    raise AssertionError  # told() does not hold an error back
 
 
 def _work(kind: str, settings: Any, modules: list[str], leave: bool, queue: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from functools import cached_property
 from typing import Any
 
 from fastapi import APIRouter
@@ -52,10 +53,14 @@ class StrictRoute(APIRoute):
     def check_query(self, request: Request) -> None:
         """Raises ProblemError 422 for a query parameter that is unknown or comes twice."""
         if request.scope["query_string"]:
-            by_hand = (self.openapi_extra or {}).get("parameters", ())
-            known = {parameter.alias for parameter in self.dependant.query_params}
-            known |= {parameter["name"] for parameter in by_hand if parameter["in"] == "query"}
-            _refuse_unknown(request.query_params, frozenset(known))
+            _refuse_unknown(request.query_params, self._known)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        """Its query parameters: FastAPI's, and those that its function reads by hand."""
+        by_hand = (self.openapi_extra or {}).get("parameters", ())
+        read = {parameter["name"] for parameter in by_hand if parameter["in"] == "query"}
+        return frozenset(read | {parameter.alias for parameter in self.dependant.query_params})
 
 
 def _refuse_unknown(given: QueryParams, known: frozenset[str]) -> None:

@@ -145,9 +145,10 @@ class EmbeddedConsumer(SinkConsumer):
         return fetched
 
     def sink_known(self, source: TopicPartition, next_offset: int) -> None:
-        lane = self.lanes.get(TP(*source))
-        if lane is not None and lane.delivery is None and not lane.held and self._positions[TP(*source)] < next_offset:
-            self._positions[TP(*source)] = lane.position = next_offset
+        tp = TP(*source)
+        lane = self.lanes.get(tp)
+        if lane is not None and lane.delivery is None and not lane.held and self._positions[tp] < next_offset:
+            self._positions[tp] = lane.position = next_offset
 
     def client_seek(self, source: TP, offset: int) -> None:
         if source in self._positions:

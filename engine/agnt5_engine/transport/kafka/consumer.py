@@ -142,12 +142,13 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         return fetched
 
     def sink_known(self, source: TopicPartition, next_offset: int) -> None:
-        lane = self.lanes.get(TP(*source))
+        tp = TP(*source)
+        lane = self.lanes.get(tp)
         if lane is None or lane.held or lane.position is None:
             return
-        if lane.delivery is None and not self._arrived.get(TP(*source)):
+        if lane.delivery is None and not self._arrived.get(tp):
             lane.position = max(lane.position, next_offset)
-            self._rests.extend(TP(*source))
+            self._rests.extend(tp)
 
     def sink_missed(self, source: TopicPartition) -> None:
         self._rests.end(TP(*source))
