@@ -44,12 +44,13 @@ async def test_runs_about_to_wake_are_brought_into_memory_and_stay_until_they_ha
     def inside() -> set[str]:
         return {run_id for state in states for run_id in state.runs}
 
-    while not inside() >= set(soon):
+    while not (inside() >= set(soon) and all(run(states, run_id).activation for run_id in soon)):
         await asyncio.sleep(0.02)
     assert not any(run(states, run_id).ended for run_id in soon), "before they wake"
     for state in states:
         forget_clean(state, keep=0)
     assert inside() & {*soon, *later} == set(soon)
+    assert all(run(states, run_id).activation for run_id in soon), "their code too"
     for run_id in soon:
         assert (await asyncio.wait_for(engine.processor.finished(run_id), 30)).output == "awake"
     await asyncio.sleep(0.3)  # what is foreseen is looked at again

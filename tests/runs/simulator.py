@@ -41,6 +41,7 @@ from agnt5_engine.records.routing import digest, partition_of, routing_key, run_
 from agnt5_engine.records.rows import MarkerRow, OutboxRow
 from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import ask, checkpoint, table
+from agnt5_engine.runs.activate import prepare
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.effects import (
@@ -76,6 +77,7 @@ class Weather:
     crash: float = 0.03
     zombies: bool = True
     evict: float = 0.1
+    foresight: float = 0.0
     checkpoint: float = 0.08
     compact: float = 0.02
     cancels: float = 0.01
@@ -690,11 +692,14 @@ class Owner:
         return list(found.values())
 
     def evict(self) -> None:
-        """Some runs' code leaves memory."""
+        """Some runs' code leaves memory, and some of it is back before it is wanted."""
+        foresight = self.world.weather.foresight
         for run in self.state.runs.values():
             session = self.state.sessions.get(run.key)
             if self.world.r.random() < 0.5 and not run.executing and (session is None or session.turn is None):
                 drop_activation(run)
+            if foresight and self.world.r.random() < foresight:
+                prepare(self.state, run)
 
     def checkpoint(self) -> None:
         state = self.state

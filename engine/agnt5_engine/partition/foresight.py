@@ -1,7 +1,7 @@
 """Brings runs whose timers are about to ring into memory beforehand, while there is time.
 
-A run that sleeps for days is in the table only. Reading its rows is half of waking it, so thousands that are due in the
-same second would all be late by that.
+A run that sleeps for days is in the table only. Reading its rows and replaying its history is more than half of waking
+it, so thousands that are due in the same second would all be late by that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from agnt5_engine.partition.timers import Timers
 from agnt5_engine.records.avro import RecordError
+from agnt5_engine.runs.activate import prepare
 from agnt5_engine.runs.state import PartitionState
 
 _AHEAD_MS = 2_000
@@ -43,9 +44,10 @@ class Foresight:
             await asyncio.sleep(_EVERY)
             near = self._timers.near(_AHEAD_MS, _MOST)
             state.foreseen = set(near)
-            absent = [run_id for run_id in near if run_id not in state.runs]
+            absent = [i for i in near if (run := state.runs.get(i)) is None or run.activation is None]
             for i, run_id in enumerate(absent, 1):
                 with suppress(RecordError):  # whoever applies its timer's record meets that too, and can say so
-                    state.run(run_id)
+                    if (run := state.run(run_id)) is not None:
+                        prepare(state, run)
                 if i % _AT_ONCE == 0:
                     await asyncio.sleep(_PAUSE)

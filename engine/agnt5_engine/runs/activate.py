@@ -117,6 +117,26 @@ def revive(state: PartitionState, run: Run, held: Held) -> bool:
     return True
 
 
+def prepare(state: PartitionState, run: Run) -> None:
+    """Bring the code of a run that waits back into memory, since it will be wanted soon. What cannot be done without
+    consequences is left to whoever delivers the event: in-place calls, and code that does not fit the history."""
+    session = state.sessions.get(run.key)
+    if run.activation is not None or not run.begun or run.ended or run.status == "paused":
+        return
+    if session is not None and session.busy:
+        return
+    try:
+        activation = _activation(state, run)
+        if activation is None:
+            return
+        turn = activation.rebuild(h.replayed(run.history), _pending_keys(run), verify_only=True)
+    except NonDeterminismError:
+        drop_activation(run)
+        return
+    if turn.calls:
+        drop_activation(run)
+
+
 def _open(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int, *, rebuilding: bool) -> None:
     session = state.session(run.key)
     cause = cause._replace(held=state.waiting(cause.held))
