@@ -25,7 +25,7 @@ WORLDS = {
         cancels=0.05, forces=0.01, retries=0.05, signals=0.3, answers=0.3, repeats=0.1,
     ),
     "storms": Weather(crash=0.15, evict=0.4, checkpoint=0.3, lost=0.3, compact=0.1),
-    "foreseen": Weather(crash=0.08, evict=0.4, foresight=0.6),
+    "foreseen": Weather(kinds=programs.SESSION + _CALLS + ("sleep", "child"), evict=0.4, foresight=0.6, crash=0.08),
     "other code": Weather(
         unfit=True, workflows=("model.plain", "model.guilty", "model.guilty"), cancels=0, forces=0
     ),

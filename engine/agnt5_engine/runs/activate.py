@@ -129,7 +129,7 @@ def prepare(state: PartitionState, run: Run) -> None:
         activation = _activation(state, run)
         if activation is None:
             return
-        turn = activation.rebuild(h.replayed(run.history), _pending_keys(run), verify_only=True)
+        turn = activation.rebuild(h.replayed(run.history), _pending_keys(run))
     except NonDeterminismError:
         drop_activation(run)
         return
