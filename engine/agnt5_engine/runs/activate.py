@@ -119,7 +119,8 @@ def revive(state: PartitionState, run: Run, held: Held) -> bool:
 
 def prepare(state: PartitionState, run: Run) -> None:
     """Bring the code of a run that waits back into memory, since it will be wanted soon. What cannot be done without
-    consequences is left to whoever delivers the event: in-place calls, and code that does not fit the history."""
+    consequences is left to whoever delivers the event: in-place calls, and code that does not fit the history. Code
+    that has ended is let go again: a retry begins with fresh code."""
     session = state.sessions.get(run.key)
     if run.activation is not None or not run.begun or run.ended or run.status == "paused":
         return
@@ -133,7 +134,7 @@ def prepare(state: PartitionState, run: Run) -> None:
     except NonDeterminismError:
         drop_activation(run)
         return
-    if turn.calls:
+    if turn.calls or activation.ended:
         drop_activation(run)
 
 
