@@ -59,13 +59,21 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
             _defined.setdefault(path if path.name.startswith("test_") else path.parent, []).append(definition)
 
 
-@pytest.fixture(autouse=True)
-def own_definitions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Known in a test are the workflows and functions of its module; those it defines itself are forgotten after it."""
+@pytest.fixture(autouse=True, scope="module")
+def definitions_of_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Known in a module's tests, and in what they share, are its own workflows and functions and its folder's."""
     before = registry.snapshot()
     registry.clear()
     for definition in _defined.get(request.path.parent, []) + _defined.get(request.path, []):
         (registry.add_workflow if isinstance(definition, Workflow) else registry.add_function)(definition)
+    yield
+    registry.restore(before)
+
+
+@pytest.fixture(autouse=True)
+def own_definitions() -> Iterator[None]:
+    """Those that a test defines itself are forgotten after it."""
+    before = registry.snapshot()
     yield
     registry.restore(before)
 

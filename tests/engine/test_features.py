@@ -10,6 +10,7 @@ import pytest
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
 from agnt5.types import event
 from agnt5_engine.ports import Refused
+from agnt5_engine.runs.checkpoint import forget_clean
 from tests.engine.conftest import Engine
 
 CALLS: list[str] = []
@@ -256,6 +257,48 @@ async def retries_a_coroutine(ctx: WorkflowContext) -> str:
 async def test_a_step_given_a_coroutine_is_tried_again_with_a_fresh_one(engine: Engine) -> None:
     run = await engine.run("retries_a_coroutine")
     assert (run.status, run.output) == ("completed", "there"), run.error
+
+
+@function
+async def slow(ctx: FunctionContext, seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+OWN: list[int] = []
+
+
+@workflow
+async def has_a_step_of_its_own(ctx: WorkflowContext) -> list:
+    async def own() -> str:
+        OWN.append(1)
+        if len(OWN) == 1:
+            raise ConnectionError("not yet")
+        return "done"
+
+    await slow(ctx, 0.6)
+    return await ctx.parallel(ctx.step("own", own), ctx.wait_for_signal("go"))
+
+
+async def test_a_step_waits_for_the_code_it_is_part_of_to_be_rebuilt(engine: Engine) -> None:
+    run_id = await engine.submit("has_a_step_of_its_own")
+    owner = engine.processor.local_owner(run_id)
+    assert owner is not None
+
+    async def again_at() -> int | None:
+        run = owner.state.run(run_id)
+        return next((p.retry_at for p in run.pending.values() if p.retry_at), None) if run is not None else None
+
+    due = await engine.until(again_at)
+    while owner.state.dirty_runs:
+        await asyncio.sleep(0.02)
+    forget_clean(owner.state, keep=0)
+    assert run_id not in owner.state.runs
+    await asyncio.sleep((due - owner.timers.now()) / 1000 - 0.3)
+    await engine.processor.signal(run_id, "go", "signalled", None)  # the rebuild calls `slow` again meanwhile
+    run = await asyncio.wait_for(engine.processor.finished(run_id), 30)
+    assert (run.status, run.output) == ("completed", ["done", "signalled"]), run.error
+    failed = [e for e in await engine.processor.events(run_id) if e.type == "workflow.step.failed"]
+    assert [e.data["error"]["message"] for e in failed] == ["not yet"]
 
 
 @workflow

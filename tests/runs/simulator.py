@@ -78,6 +78,7 @@ class Weather:
     zombies: bool = True
     evict: float = 0.1
     foresight: float = 0.0
+    local: bool = False  # no function is registered: every step's code is known to its run alone
     checkpoint: float = 0.08
     compact: float = 0.02
     cancels: float = 0.01
@@ -549,7 +550,7 @@ class Owner:
         if p.retry_at is not None and p.retry_at > self.now():
             heapq.heappush(self.later, (p.retry_at, run_id, path))
             return
-        if p.ask.function is None and run.activation is None and not core.revive(self.state, run):
+        if p.ask.function is None and not core.revive(self.state, run):
             self.act()
             heapq.heappush(self.later, (self.now() + 50, run_id, path))
             return
@@ -754,7 +755,7 @@ def attempt(owner: Owner, run: Run, step: StepAsk, number: int) -> Any:
     options, claim = StepOptions(), owner.state.claim
     try:
         if step.function is None:
-            if run.activation is None:
+            if run.activation is None or run.activation.replaying:
                 owner.execute(run.run_id, step.path)
                 return None
             result = drive(run.activation.callable(step.path)(ctx))

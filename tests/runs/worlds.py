@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
 
+from agnt5 import registry
 from tests.runs import programs
 from tests.runs.checks import Watch, judge
 from tests.runs.simulator import Weather, World
@@ -25,7 +26,10 @@ WORLDS = {
         cancels=0.05, forces=0.01, retries=0.05, signals=0.3, answers=0.3, repeats=0.1,
     ),
     "storms": Weather(crash=0.15, evict=0.4, checkpoint=0.3, lost=0.3, compact=0.1),
-    "foreseen": Weather(kinds=programs.SESSION + _CALLS + ("sleep", "child"), evict=0.4, foresight=0.6, crash=0.08),
+    "foreseen": Weather(evict=0.4, foresight=0.6, crash=0.08),
+    "local steps": Weather(
+        local=True, kinds=programs.SESSION + _CALLS + ("catch", "finally"), cancels=0.04, forces=0.01, foresight=0.2
+    ),
     "other code": Weather(
         unfit=True, workflows=("model.plain", "model.guilty", "model.guilty"), cancels=0, forces=0
     ),
@@ -47,6 +51,9 @@ def live(name: str, seed: int, weather: Weather | None = None) -> tuple[World, l
     """Go through one world."""
     weather = weather or WORLDS[name]
     watch = Watch(agree=not weather.unfit)
+    known = registry.snapshot()
+    if weather.local:
+        registry.clear()
     world = World(seed, weather, watch)
     try:
         world.run()
@@ -56,6 +63,7 @@ def live(name: str, seed: int, weather: Weather | None = None) -> tuple[World, l
         bad = [f"breaks: {type(e).__name__}: {e} ({where.filename}:{where.lineno})"]
     finally:
         world.close()
+        registry.restore(known)
     return world, [Fault(name, seed, told.partition(":")[0], told) for told in bad]
 
 

@@ -17,6 +17,7 @@ from agnt5.execute import execute
 from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
+from agnt5.replay.activation import Activation
 from agnt5.replay.entries import UsedUp
 from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.gates import Gate, Gates
@@ -27,6 +28,8 @@ from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.state import PartitionState
 
 _LOCAL = StepOptions()
+#: Between looks whether a run's code can be had.
+_REVIVE_SECONDS = 0.05
 #: Unclean take-overs that found the step pending, from which on it runs with nothing beside it.
 _ISOLATED_FROM = 3
 #: Deaths while alone that park its run.
@@ -125,8 +128,8 @@ class Steps:
             return
         function, options, gate = None, _LOCAL, None
         if p.ask.function is None:
-            if run.activation is None and not revive(self._state, run):
-                self._wait(key, 0.05)  # its session is busy: after that
+            if not revive(self._state, run):
+                self._wait(key, _REVIVE_SECONDS)  # its session is busy: after that
                 return
         elif (function := self._function(p.ask.function)) is not None:
             options = function.policy
@@ -279,8 +282,11 @@ class _Attempt:
                 attempt=self.number, idempotency_key=f"{run.run_id}/{ask.path}", metadata=run.metadata,
                 on_progress=listener.progress, on_log=listener.log,
             )  # fmt: skip
+            result: bytes | None
             if ask.function is None:
                 result = await self._run_local(ctx)
+                if result is None:
+                    return
             elif self.function is not None:
                 result = await execute(self.function, ask.input, ctx, self.options, owner._slots.pool)
             else:
@@ -304,19 +310,27 @@ class _Attempt:
         finally:
             owner.done(self, record)
 
-    async def _run_local(self, ctx: FunctionContext) -> bytes:
-        """A step whose code only the run itself has."""
+    async def _run_local(self, ctx: FunctionContext) -> bytes | None:
+        """A step whose code only the run itself has. None: the run is not to go on."""
         run, path = self.run, self.ask.path
-        if run.activation is None:
-            raise RuntimeError("the run left memory before its step began")
+        if (activation := await self._revived()) is None:
+            return None
         try:
-            return await run.activation.callable(path)(ctx)
+            return await activation.callable(path)(ctx)
         except UsedUp:
             # It was given a coroutine, and a coroutine runs once: only the code itself makes another.
             drop_activation(run)
-            while not revive(self.owner._state, run):
-                await asyncio.sleep(0.02)
-            return await run.activation.callable(path)(ctx)
+            activation = await self._revived()
+            return None if activation is None else await activation.callable(path)(ctx)
+
+    async def _revived(self) -> Activation | None:
+        """The run's code, as soon as it knows the step; None when the run was parked or waits for the step no more."""
+        run = self.run
+        while not revive(self.owner._state, run):
+            if run.status == "paused" or self.ask.path not in run.pending:
+                return None
+            await asyncio.sleep(_REVIVE_SECONDS)
+        return run.activation if self.ask.path in run.pending else None
 
     def _failed(self, e: BaseException, claim: int) -> StepFailed:
         info = error_info(e, self.ask.name, self.number + 1)

@@ -96,9 +96,10 @@ def _pending_keys(run: Run) -> dict[str, EntryKey]:
 
 def revive(state: PartitionState, run: Run, held: Held) -> bool:
     """Bring the code of a begun run back into memory, without an event: for a step that only the code itself can name.
-    False when that has to wait: its session is busy, its turn is now open, or it was parked."""
+    False when that has to wait: its session is busy, its turn is now open, or it was parked. Code whose own rebuild
+    waits for in-place calls does not know all its steps yet."""
     if run.activation is not None:
-        return True
+        return not run.activation.replaying
     session = state.sessions.get(run.key)
     if session is not None and session.busy:
         return False

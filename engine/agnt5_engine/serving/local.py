@@ -173,9 +173,7 @@ class LocalRuns:
         run = state.run(run_id)
         if run is None:
             raise UnknownRun(run_id)
-        while run.activation is None and not run.ended and not run.ending and run.begun and run.status != "paused":
-            if revive(state, run):
-                break
+        while run.begun and not run.ended and not run.ending and run.status != "paused" and not revive(state, run):
             await asyncio.sleep(0.02)
         if run.activation is None:
             return {}
