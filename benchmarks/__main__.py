@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser, sorted(WORKS))
     parser.add_argument("--transport", choices=("kafka", "embedded", "both"), default="both")
     parser.add_argument("--flush-each", action="store_true", help="Kafka syncs every batch to the disk before its ack")
-    parser.add_argument("--fresh-broker", action="store_true", help="a new broker for each repeat, not for each work")
+    parser.add_argument("--fresh-broker", action="store_true", help="a new broker for each repeat, not one for all")
     parser.add_argument("--processes", type=_numbers, metavar="1,2,4", help="what W8 tries")
     parser.add_argument("--partitions", type=_numbers, metavar="4,8,32", help="what W8 tries")
     options = parser.parse_args(given)

@@ -24,6 +24,7 @@ from benchmarks.sampler import OTHER, PLACES, WHOLE
 from benchmarks.sizes import DEFAULT
 from benchmarks.stage import Stage
 from benchmarks.tally import DONE, STEPS
+from benchmarks.warming import warm_broker
 
 Shares = tuple[dict[str, float], int]
 """Microseconds by part, and how many samples that is from."""
@@ -36,13 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if (reason := kafka.missing()) is not None:
         parser.error(reason)
-    with scratch() as folder:
-        broker = kafka.Kafka(folder / "kafka", flush_each=False)
-        try:
-            step = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _steps))
-            submit = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _submits))
-        finally:
-            broker.close()
+    with scratch() as folder, warm_broker(folder, DEFAULT, flush_each=False) as broker:
+        step = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _steps))
+        submit = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _submits))
     body = _table(step, submit)
     print(body)
     if options.write:
@@ -55,7 +52,7 @@ async def _measured(stage: Stage, work: Callable[[Stage], Awaitable[Shares]]) ->
     try:
         return await work(stage)
     finally:
-        stage.close()
+        await stage.close()
 
 
 async def _steps(stage: Stage) -> Shares:

@@ -30,7 +30,7 @@ _EVENT_BYTES = 2**20
 class Stage:
     """One repeat's surroundings. `broker` is None on the embedded engine; `number` counts repeats from 1.
 
-    `close` ends every processor that was made here."""
+    `close` ends every processor that was made here, and deletes their topics."""
 
     def __init__(self, sizes: Sizes, broker: Kafka | None, folder: Path, number: int = 1) -> None:
         self.sizes = sizes
@@ -38,12 +38,14 @@ class Stage:
         self.number = number
         self.folder = folder
         self._processors: list[Processor] = []
+        self._names: list[str] = []
         self.renew(PARTITIONS)
 
     def renew(self, partitions: int) -> None:
         """From here on: new topics with so many partitions, a new group, a new folder, nothing counted."""
         self.partitions = partitions
         self.name = f"b{uuid.uuid4().hex[:8]}"
+        self._names.append(self.name)
         self.data = self.folder / self.name
         self.data.mkdir(parents=True)
         self.readings = Readings(self.data / "tally")
@@ -79,10 +81,19 @@ class Stage:
         self._processors.append(made)
         return made
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for processor in self._processors:
             processor.kill()
         self._processors.clear()
+        if self.broker is not None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap)
+            await admin.start()
+            try:
+                mine = [topic for topic in await admin.list_topics() if topic.partition(".")[0] in self._names]
+                if mine:
+                    await admin.delete_topics(mine)
+            finally:
+                await admin.close()
 
     def watch(self, **processors: Processor) -> Watch:
         """The CPU of processors, the broker and this process, from now on."""

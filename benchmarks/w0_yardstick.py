@@ -40,7 +40,7 @@ async def ack_times(stage: Stage, count: int) -> list[float]:
             return await _one_by_one(lambda: log.append(TopicPartition("yardstick", 0), [Message(None, VALUE)]), count)
         finally:
             await log.close()
-    topic = await _topic(stage.broker.bootstrap, 1)
+    topic = await make_topic(stage.broker.bootstrap, 1)
     producer = _producer(stage.broker.bootstrap)
     await producer.start()
     try:
@@ -63,7 +63,7 @@ async def _one_by_one(append: Callable[[], Awaitable[object]], count: int) -> li
 async def _kafka(stage: Stage, bootstrap: str) -> AsyncIterator[Finding]:
     sizes = stage.sizes
     yield Finding("produce and ack, one record", milliseconds(await ack_times(stage, sizes.acks)))
-    topic = await _topic(bootstrap, PARTITIONS)
+    topic = await make_topic(bootstrap, PARTITIONS)
     log = open_kafka(load_settings(broker=f"kafka://{bootstrap}"), patience=30)
     try:
         target = TopicPartition(topic, 0)
@@ -72,7 +72,7 @@ async def _kafka(stage: Stage, bootstrap: str) -> AsyncIterator[Finding]:
         yield Finding("engine's producer, batches of 100, 8 partitions", await _appends(log, topic, sizes.records))
     finally:
         await log.close()
-    topic = await _topic(bootstrap, PARTITIONS)
+    topic = await make_topic(bootstrap, PARTITIONS)
     await _send_batches(bootstrap, topic, sizes.records // 10)
     yield Finding("send_batch, batches of 100, 8 partitions", await _send_batches(bootstrap, topic, sizes.records))
     yield Finding("getmany, 8 partitions", await _get_many(bootstrap, topic))
@@ -157,7 +157,7 @@ def _producer(bootstrap: str) -> AIOKafkaProducer:
     return AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, max_batch_size=1 << 20)
 
 
-async def _topic(bootstrap: str, partitions: int) -> str:
+async def make_topic(bootstrap: str, partitions: int) -> str:
     name = f"yardstick-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()

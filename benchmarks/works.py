@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
@@ -27,6 +26,7 @@ from benchmarks.kafka import Kafka
 from benchmarks.results import Case, Results
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
+from benchmarks.warming import warm_broker
 from benchmarks.work import Work
 
 WORKS = {
@@ -43,17 +43,21 @@ def measure(
     """Measure works on a side (`kafka`, `kafka, flush=1`, `embedded`). A repeat that fails is written down and the rest
     goes on; returns whether none did.
 
-    A work has a broker to itself (with `fresh_broker` each repeat has), and each repeat its own processors."""
-    good = True
-    for work in works:
-        if side.partition(",")[0] not in work.transports:
-            continue
-        began = time.monotonic()
-        with _broker(side, folder) as shared:
+    They share a broker (with `fresh_broker` each repeat has its own); each repeat has its own processors and topics."""
+    good, on_kafka = True, side != "embedded"
+
+    def broker() -> contextlib.AbstractContextManager[Kafka | None]:
+        return warm_broker(folder, sizes, flush_each="flush=1" in side) if on_kafka else contextlib.nullcontext()
+
+    with contextlib.nullcontext() if fresh_broker else broker() as shared:
+        for work in works:
+            if side.partition(",")[0] not in work.transports:
+                continue
+            began = time.monotonic()
             for repeat in range(1, sizes.repeats + 1):
-                with _broker(side, folder) if fresh_broker and repeat > 1 else contextlib.nullcontext(shared) as broker:
-                    good &= _repeat(work, side, Stage(sizes, broker, folder, repeat), results)
-        results.note(**{f"seconds {work.id} {side}": round(time.monotonic() - began, 1)})
+                with broker() if fresh_broker else contextlib.nullcontext(shared) as chosen:
+                    good &= _repeat(work, side, Stage(sizes, chosen, folder, repeat), results)
+            results.note(**{f"seconds {work.id} {side}": round(time.monotonic() - began, 1)})
     return good
 
 
@@ -74,17 +78,4 @@ async def _record(work: Work, side: str, stage: Stage, results: Results) -> None
         async for finding in work.measure(stage):
             results.add(Case(work.id, side, finding.case), stage.number, finding.figures | pace)
     finally:
-        stage.close()
-
-
-@contextlib.contextmanager
-def _broker(side: str, folder: Path) -> Iterator[Kafka | None]:
-    if side == "embedded":
-        yield None
-        return
-    with tempfile.TemporaryDirectory(dir=folder, prefix="broker-") as place:
-        broker = Kafka(Path(place) / "broker", flush_each="flush=1" in side)
-        try:
-            yield broker
-        finally:
-            broker.close()
+        await stage.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import sys
@@ -23,6 +24,7 @@ from benchmarks.peers.side import Side
 from benchmarks.peers.works import COMPARED, Compared
 from benchmarks.results import Case, Results, fresh, machine
 from benchmarks.sizes import Sizes
+from benchmarks.warming import warm_broker
 
 OURS = ("kafka", "kafka, flush=1", "embedded")
 _PEER_RUNS = 2_000
@@ -54,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     results = Results(options.results or fresh("peers"))
     results.note(kind="peers", peer=[install.SERVER, *install.PACKAGES], sizes=dataclasses.asdict(sizes), **machine())
     good = True
-    with scratch() as folder:
+    with scratch() as folder, contextlib.ExitStack() as brokers:
         makers: list[Callable[[Path], Side]] = [
-            *(_ours(kind, sizes) for kind in kinds),
+            *(_ours(kind, sizes, folder, brokers) for kind in kinds),
             lambda place: Restate(place, options.peer_partitions),
         ]
         for name in options.only:
@@ -68,8 +70,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if good else 1
 
 
-def _ours(kind: str, sizes: Sizes) -> Callable[[Path], Side]:
-    return lambda place: Ours(kind, sizes, place)
+def _ours(kind: str, sizes: Sizes, folder: Path, brokers: contextlib.ExitStack) -> Callable[[Path], Side]:
+    """Ours keeps its broker, which is warm, from work to work. What the peer keeps is compiled beforehand."""
+    broker = None
+    if kind != "embedded":
+        broker = brokers.enter_context(warm_broker(folder, sizes, flush_each="flush=1" in kind))
+    return lambda place: Ours(kind, sizes, place, broker)
 
 
 def _repeat(

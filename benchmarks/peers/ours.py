@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from benchmarks.durability import SIDES
 from benchmarks.kafka import Kafka
 from benchmarks.load import RequestFailed
@@ -13,30 +15,25 @@ from benchmarks.stage import Stage
 
 
 class Ours:
-    """`kind`: "kafka", "kafka, flush=1" or "embedded"."""
+    """`kind`: "kafka", "kafka, flush=1" or "embedded". `broker`: one of that kind, which is left running."""
 
-    def __init__(self, kind: str, sizes: Sizes, folder: Path) -> None:
+    def __init__(self, kind: str, sizes: Sizes, folder: Path, broker: Kafka | None) -> None:
         self.name = f"ours on {kind}"
-        self._flush = "flush=1" in kind
-        self._on_kafka = kind != "embedded"
+        self._broker = broker
         self.durability = SIDES[kind]
         self._sizes = sizes
         self._folder = folder
         self._stage: Stage | None = None
 
     def start(self) -> None:
-        broker = Kafka(self._folder / "broker", flush_each=self._flush) if self._on_kafka else None
-        self._broker = broker
-        self._stage = Stage(self._sizes, broker, self._folder)
+        self._stage = Stage(self._sizes, self._broker, self._folder)
         self.readings = self._stage.readings
         self._processor = self._stage.processor()
         self._processor.start(self._stage.partitions)
 
     def close(self) -> None:
         if self._stage is not None:
-            self._stage.close()
-            if self._broker is not None:
-                self._broker.close()
+            uvloop.run(self._stage.close())
 
     def roots(self) -> dict[str, int]:
         found = {"worker": self._processor.pid}
