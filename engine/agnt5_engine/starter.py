@@ -11,7 +11,7 @@ from agnt5_engine.ports import StartRequest
 from agnt5_engine.publisher import Publisher
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import RunRequested
-from agnt5_engine.records.routing import new_id, routing_key
+from agnt5_engine.records.routing import new_command_id, routing_key
 from agnt5_engine.runs.outbox import JOURNAL
 from agnt5_engine.serving.local import run_requested
 from agnt5_engine.transport.base import Message, RetriableError
@@ -28,8 +28,7 @@ class Starter:
 
     async def start(self, requests: Sequence[StartRequest]) -> list[str]:
         """The run IDs, once every request is durable in the journal. Waits for a broker that is away."""
-        given = new_id()
-        records = [run_requested(r, f"{given}{n}") for n, r in enumerate(requests)]
+        records = [run_requested(request, new_command_id()) for request in requests]
         owners: dict[Owner, list[RunRequested]] = {}
         elsewhere: list[RunRequested] = []
         for record in records:

@@ -52,7 +52,7 @@ def parse_object(payload: bytes, strict: bool, target: str | None = None, *, len
         if lenient:
             return {}
         raise InputError(f"must be a JSON object with a field for each parameter, not {_kind(given)}", target)
-    if strict:
+    if strict and payload.count(b":") > len(given):  # else there are not enough for a key that is given twice
         json.loads(payload, object_pairs_hook=_Unique(target).pairs)
     return given
 

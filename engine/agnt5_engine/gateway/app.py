@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
 
 from agnt5_engine.gateway import (
     approvals,
@@ -55,7 +56,7 @@ def create_app(
             gateway.close()
             await gateway.owners.close()
 
-    app = FastAPI(
+    app = _App(
         title="AGNT5 on Kafka",
         version=_version(),
         description="Durable workflows. Every error is a problem document (RFC 9457).",
@@ -87,10 +88,19 @@ def create_app(
     for resource in (approvals, runs, events, webhooks, dead_letters, processors, health, pages):
         app.include_router(resource.routes(gateway))
     openapi.install(app, settings)
-    short = [r for r in starting.routes if isinstance(r, StrictRoute) and r.name in workflow_routes.SHORT]
-    app.add_middleware(Shortcut, routes=short, whole=app)
     app.add_middleware(Door, settings=settings)
+    short = [r for r in starting.routes if isinstance(r, StrictRoute) and r.name in workflow_routes.SHORT]
+    app.in_front = lambda rest: Shortcut(rest, short, app, through=lambda answer: Door(answer, settings))
     return app
+
+
+class _App(FastAPI):
+    """FastAPI with something in front of all its layers."""
+
+    in_front: Callable[[ASGIApp], ASGIApp]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.in_front(super().build_middleware_stack())
 
 
 def _version() -> str:

@@ -47,7 +47,7 @@ def needed_scope(method: str, path: str) -> api_keys.Scope:
 
 
 class Door:
-    """ASGI middleware in front of the whole application."""
+    """ASGI middleware in front of every route."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app

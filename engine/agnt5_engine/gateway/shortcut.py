@@ -6,7 +6,7 @@ problem documents by the same handlers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -17,12 +17,15 @@ from agnt5_engine.gateway.routing import StrictRoute
 
 
 class Shortcut:
-    """ASGI middleware: `routes`, whose functions take nothing but the request, are called straight away."""
+    """ASGI middleware: `routes`, whose functions take nothing but the request, are called straight away, `through` what
+    every request passes; all others go to `app`."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[StrictRoute], whole: FastAPI) -> None:
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[StrictRoute], whole: FastAPI, *, through: Callable[[ASGIApp], ASGIApp]
+    ) -> None:
         self._app = app
         self._routes = [(route.methods or set[str](), route.path_regex.match, route) for route in routes]
-        self._call = ExceptionMiddleware(_answer, handlers=whole.exception_handlers)
+        self._call = through(ExceptionMiddleware(_answer, handlers=whole.exception_handlers))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

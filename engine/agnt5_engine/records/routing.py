@@ -11,6 +11,7 @@ import re
 import secrets
 from functools import lru_cache
 from hashlib import sha256
+from itertools import count
 from struct import iter_unpack
 
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
@@ -42,6 +43,15 @@ def _base32(data: bytes, length: int) -> str:
 def new_id() -> str:
     """A fresh run ID's unique part: 128 random bits."""
     return _base32(secrets.token_bytes(16), 26)
+
+
+_PROCESS = new_id()
+_commands = count()
+
+
+def new_command_id() -> str:
+    """A fresh command's ID: this process's random name and a number."""
+    return f"{_PROCESS}.{next(_commands)}"
 
 
 def session_key(session_id: str) -> str:

@@ -16,7 +16,15 @@ from agnt5_engine.partition.live import PartitionMoved
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.ports import NotHere, Page, Refused, Started, StartRequest, UnknownRun
 from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunRequested, SignalSent, UserResponded
-from agnt5_engine.records.routing import digest, is_run_id, new_id, partition_of, routing_key, run_id_for
+from agnt5_engine.records.routing import (
+    digest,
+    is_run_id,
+    new_command_id,
+    new_id,
+    partition_of,
+    routing_key,
+    run_id_for,
+)
 from agnt5_engine.runs import model
 from agnt5_engine.runs.activate import run_info
 from agnt5_engine.runs.apply import revive
@@ -71,7 +79,7 @@ class LocalRuns:
     # ------------------------------------------------------------------ commands
 
     async def start(self, request: StartRequest) -> Started:
-        record = run_requested(request, new_id())
+        record = run_requested(request, new_command_id())
         verdict = await self._command(record.run_id, record.command_id, record)
         if verdict.reason == "existing":
             if request.strict and not verdict.detail["same"]:
@@ -88,21 +96,21 @@ class LocalRuns:
         return status_of(run) if run is not None else "pending"
 
     async def answer(self, run_id: str, response: Any, entry: str | None, user_id: str | None) -> None:
-        command = new_id()
+        command = new_command_id()
         record = UserResponded(run_id, command, entry, to_json(response), user_id)
         self._accepted(await self._command(run_id, command, record))
 
     async def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> None:
-        command = f"signal:{signal_id}" if signal_id is not None else new_id()
+        command = f"signal:{signal_id}" if signal_id is not None else new_command_id()
         self._accepted(await self._command(run_id, command, SignalSent(run_id, command, name, to_json(payload))))
 
     async def cancel(self, run_id: str, *, force: bool) -> None:
         self._known(run_id)
-        command = new_id()
+        command = new_command_id()
         self._accepted(await self._command(run_id, command, CancelRequested(run_id, command, force)))
 
     async def retry(self, run_id: str) -> None:
-        command = new_id()
+        command = new_command_id()
         self._accepted(await self._command(run_id, command, RetryRequested(run_id, command)))
 
     async def _command(self, run_id: str, command_id: str, record: Any) -> Verdict:
