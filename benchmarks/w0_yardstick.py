@@ -8,22 +8,28 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from pydantic_core import to_json
 
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import StepSucceeded
 from agnt5_engine.settings import load_settings
 from agnt5_engine.transport.base import Log, Message, TopicPartition, TopicSpec
 from agnt5_engine.transport.embedded.log import open_log as open_embedded
 from agnt5_engine.transport.kafka import open_log as open_kafka
 from benchmarks.figures import Figures, Finding, milliseconds
+from benchmarks.sizes import Sizes
 from benchmarks.stage import PARTITIONS, Stage
 from benchmarks.work import Work
 
 VALUE = b"v" * 250
 _BATCH = 100
+_BARE = "bare loop: resume, Avro record, batch, ack"
 
 
 async def measure(stage: Stage) -> AsyncIterator[Finding]:
@@ -70,6 +76,7 @@ async def _kafka(stage: Stage, bootstrap: str) -> AsyncIterator[Finding]:
         took = await _one_by_one(lambda: log.append(target, [Message(None, VALUE)]), sizes.acks)
         yield Finding("the same by the engine's producer", milliseconds(took))
         yield Finding("engine's producer, batches of 100, 8 partitions", await _appends(log, topic, sizes.records))
+        yield Finding(_BARE, await _bare_steps(log, topic, sizes))
     finally:
         await log.close()
     topic = await make_topic(bootstrap, PARTITIONS)
@@ -84,6 +91,7 @@ async def _embedded(stage: Stage) -> AsyncIterator[Finding]:
     log = await _embedded_log(stage.folder / f"yardstick-{uuid.uuid4().hex[:8]}")
     try:
         yield Finding("batches of 100, 8 partitions", await _appends(log, "yardstick", sizes.records))
+        yield Finding(_BARE, await _bare_steps(log, "yardstick", sizes))
         cpu, began, count = time.process_time(), time.perf_counter(), 0
         for partition in range(PARTITIONS):
             source = TopicPartition("yardstick", partition)
@@ -108,6 +116,34 @@ async def _appends(log: Log, topic: str, records: int) -> Figures:
     cpu, began = time.process_time(), time.perf_counter()
     await asyncio.gather(*(write(partition, rounds) for partition in range(PARTITIONS)))
     return _rate(rounds * PARTITIONS * _BATCH, began, cpu)
+
+
+async def _bare_steps(log: Log, topic: str, sizes: Sizes) -> Figures:
+    """W1 without an engine: coroutines whose every step is a record in Avro, and which go on at its ack. Nothing is
+    decided, kept, replayed or recovered."""
+
+    async def write(partition: int, runs: int) -> None:
+        going = deque(_bare_run(f"run{partition}x{number}", sizes.steps) for number in range(runs))
+        while going:
+            now = [going.popleft() for _ in range(min(_BATCH, len(going)))]
+            records = [(run, record) for run in now if (record := next(run, None)) is not None]
+            messages = [Message(record.run_id.encode(), encode(record)) for _, record in records]
+            if messages:
+                await log.append(TopicPartition(topic, partition), messages)
+            going.extend(run for run, _ in records)
+
+    each = sizes.runs // PARTITIONS
+    await asyncio.gather(*(write(partition, max(1, each // 10)) for partition in range(PARTITIONS)))
+    cpu, began = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(write(partition, each) for partition in range(PARTITIONS)))
+    seconds, steps = time.perf_counter() - began, each * PARTITIONS * sizes.steps
+    return {"steps_per_s": steps / seconds, "client_cpu_us_per_step": (time.process_time() - cpu) / steps * 1e6}
+
+
+def _bare_run(run_id: str, steps: int) -> Iterator[StepSucceeded]:
+    """What it yields is written; it is resumed at the ack."""
+    for number in range(steps):
+        yield StepSucceeded(run_id, str(number), 0, to_json({"i": number, "ok": True}), 0)
 
 
 async def _send_batches(bootstrap: str, topic: str, records: int) -> Figures:

@@ -16,8 +16,9 @@ from agnt5_engine.runs.state import PartitionState
 
 _AHEAD_MS = 2_000
 _EVERY = 0.25  # seconds
-_MOST = 1_500
-"""Runs brought beforehand that may be in memory at a time, the next to be due of them."""
+_MOST = 12_000
+"""Runs brought beforehand that may be in memory at a time, some 10 kB each, where one process owns all partitions. A
+partition has its share: the next to be due."""
 _AT_ONCE = 16
 _PAUSE = 0.001  # seconds in which others have their turn
 
@@ -25,9 +26,10 @@ _PAUSE = 0.001  # seconds in which others have their turn
 class Foresight:
     """For one partition, from `start` to `close`."""
 
-    def __init__(self, state: PartitionState, timers: Timers) -> None:
+    def __init__(self, state: PartitionState, timers: Timers, partitions: int) -> None:
         self._state = state
         self._timers = timers
+        self._most = max(1, _MOST // partitions)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -42,7 +44,7 @@ class Foresight:
         state = self._state
         while True:
             await asyncio.sleep(_EVERY)
-            near = self._timers.near(_AHEAD_MS, _MOST)
+            near = self._timers.near(_AHEAD_MS, self._most)
             state.foreseen = set(near)
             absent = [i for i in near if (run := state.runs.get(i)) is None or run.activation is None]
             for i, run_id in enumerate(absent, 1):

@@ -135,7 +135,7 @@ class Owner:
             gates=self._around.gates,
         )
         self._calls = Calls(self._call_finished)
-        self._foresight = Foresight(state, self.timers)
+        self._foresight = Foresight(state, self.timers, self.place.partitions)
         self._sender = Sender(lambda: state.outbox, self._around.publish, self._delivered)
         self.checkpoints = Checkpoints(
             self,
