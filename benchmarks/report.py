@@ -18,6 +18,7 @@ PAGE = FOLDER.parent.parent / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
 README = PAGE.parent.parent / "README.md"
 _BLOCK = "<!-- {name}: written by `python -m benchmarks {by} --write` -->\n{body}\n<!-- end of {name} -->"
+RATIO = "times_as_good"
 _QUIET = 0.25
 """Cores kept busy by others beyond which a measurement is called disturbed."""
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         (folder / f"{name}.svg").write_text(drawing)
         print(f"drew {folder / name}.svg", file=sys.stderr)
     if options.write:
-        name = "peers" if measured.circumstances.get("kind") == "peers" else "measured"
+        peers = measured.circumstances.get("kind") == "peers"
+        name = "peers" if peers else "measured"
         try:
             page = replaced(PAGE.read_text(), name, markdown(measured, sorted(drawn)))
         except (OSError, ValueError) as error:
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
             return 1
         PAGE.write_text(page)
         print(f"wrote {PAGE}", file=sys.stderr)
-        if name == "measured":
-            README.write_text(replaced(README.read_text(), "speed", headlines(measured)))
-            print(f"wrote {README}", file=sys.stderr)
+        block, body = ("beside", ratios(measured)) if peers else ("speed", headlines(measured))
+        README.write_text(replaced(README.read_text(), block, body))
+        print(f"wrote {README}", file=sys.stderr)
     return 0
 
 
@@ -107,6 +109,23 @@ def headlines(measured: Measured) -> str:
             wanted = target(case.work, case.side, case.case, name)
             if wanted is not None:
                 out.append(f"| {case.case}, {case.side} | `{name}` | {_number(found.median)} | {_bound(wanted)} |")
+    return "\n".join(out)
+
+
+def ratios(measured: Measured) -> str:
+    """How many times as good as the peer ours is at each work, for the README."""
+    found = {case: figures[RATIO] for case, figures in measured.cases.items() if RATIO in figures}
+    sides = list(dict.fromkeys(case.side for case in found))
+    out = [
+        _circumstances(measured).partition("\n")[0],
+        "",
+        f"| Times as good | {' | '.join(sides)} |",
+        "|---|" + "---|" * len(sides),
+    ]
+    for name in dict.fromkeys(case.case for case in found):
+        cells = [_number(one.median) for side in sides for case, one in found.items() if case[1:] == (side, name)]
+        figure, _, work = name.partition(": ")
+        out.append(f"| {work}, `{figure}` | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
@@ -172,7 +191,7 @@ _FINISHED = re.compile(r"start with ([\d,]+) finished runs")
 def plots(measured: Measured) -> dict[str, str]:
     """Drawings by name; those whose works were not measured are left out."""
     if measured.circumstances.get("kind") == "peers":
-        drawn = {"peers": _bars(measured, "Times as good as the peer", "times", "", "times_as_good", _work)}
+        drawn = {"peers": _bars(measured, "Times as good as the peer", "times", "", RATIO, _work)}
     else:
         drawn = {
             "w7-length": _curve(

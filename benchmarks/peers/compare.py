@@ -104,7 +104,7 @@ def _repeat(
             mine, other = ours.figures[work.headline], theirs.figures[work.headline]
             ratio = mine / other if work.more_is_better else other / mine
             case = Case(name, f"{name_} beside {Restate.name}", f"{work.headline}: {ours.case}")
-            results.add(case, repeat, {"times_as_good": ratio})
+            results.add(case, repeat, {report.RATIO: ratio})
     return len(found) == len(makers)
 
 

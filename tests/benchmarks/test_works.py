@@ -59,3 +59,14 @@ def test_the_page_gets_table_and_plots_between_its_marks() -> None:
 def test_a_wanted_figure_that_is_missed_is_named() -> None:
     slow = {Case("W1", "kafka", "5,000 runs of 10 steps"): {"steps_per_s": Summary(100, 90, 110, 5)}}
     assert "at least 20,000: missed" in report.markdown(Measured({}, slow, []), [])
+
+
+def test_the_readme_compares_each_work_with_the_peer_side_by_side() -> None:
+    cases = {
+        Case("W1", f"ours{flush} beside Peer", "steps_per_s: 10 runs"): {report.RATIO: Summary(times, 1, 3, 2)}
+        for flush, times in (("", 2.5), (", synced", 1.5))
+    }
+    cases[Case("W1", "ours", "10 runs")] = {"steps_per_s": Summary(100, 90, 110, 2)}
+    page = report.replaced(report.README.read_text(), "beside", report.ratios(Measured({}, cases, [])))
+    assert "| Times as good | ours beside Peer | ours, synced beside Peer |" in page
+    assert "| 10 runs, `steps_per_s` | 2.5 | 1.5 |" in page
