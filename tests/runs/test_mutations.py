@@ -13,6 +13,7 @@ from agnt5_engine.runs import apply as core
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.model import Session
 from agnt5_engine.runs.state import PartitionState
+from tests.runs import simulator
 from tests.runs.simulator import Owner
 from tests.runs.worlds import WORLDS, live
 
@@ -176,6 +177,17 @@ def calls_are_interrupted_anywhere(patch: Patch) -> None:
     patch.setattr(core, "_call_interrupted", lambda session, opened, returned: said(session, opened, 1 << 60))
 
 
+def code_that_waits_for_calls_is_kept_beforehand(patch: Patch) -> None:
+    prepare = simulator.prepare
+
+    def keep(state: PartitionState, run: Any) -> None:
+        with patch.context() as here:
+            here.setattr(activate, "drop_activation", lambda run: None)
+            prepare(state, run)
+
+    patch.setattr(simulator, "prepare", keep)
+
+
 def a_row_that_was_changed_is_not_deleted(patch: Patch) -> None:
     drop = PartitionState.drop_pending
 
@@ -258,6 +270,7 @@ MUTATIONS = [
     Mutation(a_command_gets_no_verdict, ("commands",), ("no verdict",)),
     Mutation(a_retried_run_keeps_nothing_behind_a_failure, ("everything",), ("a completed step is executed again",)),
     Mutation(calls_are_interrupted_anywhere, ("interrupts",)),
+    Mutation(code_that_waits_for_calls_is_kept_beforehand, ("foreseen",)),
     Mutation(a_row_that_was_changed_is_not_deleted, ("storms",)),
     Mutation(a_parked_run_keeps_no_records, ("other code",), ("never ends",), ("child", "user", "step")),
     Mutation(parked_runs_are_not_tried_by_the_next_owner, ("other code",), ("parked for ever",)),

@@ -26,7 +26,7 @@ WORLDS = {
         cancels=0.05, forces=0.01, retries=0.05, signals=0.3, answers=0.3, repeats=0.1,
     ),
     "storms": Weather(crash=0.15, evict=0.4, checkpoint=0.3, lost=0.3, compact=0.1),
-    "foreseen": Weather(evict=0.4, foresight=0.6, crash=0.08),
+    "foreseen": Weather(kinds=programs.SESSION + _CALLS + ("sleep", "child"), crash=0.08, evict=0.4, foresight=0.6),
     "local steps": Weather(
         local=True, kinds=programs.SESSION + _CALLS + ("catch", "finally"), cancels=0.04, forces=0.01, foresight=0.2
     ),
