@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import AsyncIterator
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
 
 ROOT = Path(__file__).parent.parent
 FLUSH_EACH = {"log.flush.interval.messages": "1"}
@@ -64,3 +68,14 @@ def missing() -> str | None:
         return None
     reason: str | None = _SCRIPT.missing()
     return reason
+
+
+@contextlib.asynccontextmanager
+async def administering(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client that makes, lists and deletes topics."""
+    client = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()

@@ -28,6 +28,7 @@ from agnt5_engine.settings import Settings
 from agnt5_engine.topics import specs
 from agnt5_engine.transport.base import Message, TopicPartition
 from agnt5_engine.transport.kafka.log import KafkaLog
+from benchmarks.kafka import administering
 
 ROWS = 300_000
 ROUNDS = 3
@@ -127,19 +128,9 @@ async def measure(bootstrap: str, count: int, folder: Path, rounds: int = ROUNDS
             "target_rows_per_second": TARGET,
         }
     finally:
-        await _remove(bootstrap, [spec.name for spec in specs(settings)])
+        async with administering(bootstrap) as admin:
+            await admin.delete_topics([spec.name for spec in specs(settings)])
         await log.close()
-
-
-async def _remove(bootstrap: str, topics: list[str]) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient
-
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        await admin.delete_topics(topics)
-    finally:
-        await admin.close()
 
 
 def main() -> None:

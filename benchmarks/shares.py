@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if (reason := kafka.missing()) is not None:
         parser.error(reason)
-    with scratch() as folder, warm_broker(folder, DEFAULT, flush_each=False) as broker:
+    with scratch() as folder, warm_broker(folder, DEFAULT, "kafka") as broker:
         step = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _steps))
         submit = asyncio.run(_measured(Stage(DEFAULT, broker, folder), _submits))
     body = _table(step, submit)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from agnt5_engine.transport.base import Message, TopicPartition, TopicSpec
 from agnt5_engine.transport.embedded.log import open_log
 from benchmarks.accounting import Spent, Watch
-from benchmarks.kafka import Kafka
+from benchmarks.kafka import Kafka, administering
 from benchmarks.processors import Processor
 from benchmarks.sampler import FILE
 from benchmarks.sizes import Sizes
@@ -86,14 +86,10 @@ class Stage:
             processor.kill()
         self._processors.clear()
         if self.broker is not None:
-            admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap)
-            await admin.start()
-            try:
+            async with administering(self.broker.bootstrap) as admin:
                 mine = [topic for topic in await admin.list_topics() if topic.partition(".")[0] in self._names]
                 if mine:
                     await admin.delete_topics(mine)
-            finally:
-                await admin.close()
 
     def watch(self, **processors: Processor) -> Watch:
         """The CPU of processors, the broker and this process, from now on."""
@@ -107,12 +103,8 @@ class Stage:
     async def make_topic(self, name: str) -> None:
         """A topic of events, for the triggers of this repeat. Before the processor starts; only needed on Kafka."""
         if self.broker is not None:
-            admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap)
-            await admin.start()
-            try:
+            async with administering(self.broker.bootstrap) as admin:
                 await admin.create_topics([NewTopic(f"{self.name}.{name}", self.partitions, 1)])
-            finally:
-                await admin.close()
 
     async def feed(self, topic: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Append events to a topic, by a client of the log. On the embedded engine only before the processor starts:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from pydantic_core import to_json
 
 from agnt5_engine.records.avro import encode
@@ -23,6 +23,7 @@ from agnt5_engine.transport.base import Log, Message, TopicPartition, TopicSpec
 from agnt5_engine.transport.embedded.log import open_log as open_embedded
 from agnt5_engine.transport.kafka import open_log as open_kafka
 from benchmarks.figures import Figures, Finding, milliseconds
+from benchmarks.kafka import administering
 from benchmarks.sizes import Sizes
 from benchmarks.stage import PARTITIONS, Stage
 from benchmarks.work import Work
@@ -195,12 +196,8 @@ def _producer(bootstrap: str) -> AIOKafkaProducer:
 
 async def make_topic(bootstrap: str, partitions: int) -> str:
     name = f"yardstick-{uuid.uuid4().hex[:8]}"
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
+    async with administering(bootstrap) as admin:
         await admin.create_topics([NewTopic(name, partitions, 1)])
-    finally:
-        await admin.close()
     return name
 
 

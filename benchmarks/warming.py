@@ -29,10 +29,14 @@ _AT_ONCE = 3
 
 
 @contextlib.contextmanager
-def warm_broker(folder: Path, sizes: Sizes, *, flush_each: bool) -> Iterator[Kafka]:
-    """A broker that nobody else uses, warmed up; gone afterwards."""
+def warm_broker(folder: Path, sizes: Sizes, side: str) -> Iterator[Kafka | None]:
+    """The broker of a side (`kafka`, `kafka, flush=1`), which nobody else uses, warmed up; gone afterwards. None for
+    `embedded`."""
+    if side == "embedded":
+        yield None
+        return
     with tempfile.TemporaryDirectory(dir=folder, prefix="broker-", ignore_cleanup_errors=True) as place:
-        broker = Kafka(Path(place) / "broker", flush_each=flush_each)
+        broker = Kafka(Path(place) / "broker", flush_each="flush=1" in side)
         try:
             uvloop.run(_warm(broker, sizes, folder))
             yield broker

@@ -22,7 +22,6 @@ from benchmarks import (
     w8_scaling,
 )
 from benchmarks.accounting import loop_ns
-from benchmarks.kafka import Kafka
 from benchmarks.results import Case, Results
 from benchmarks.sizes import Sizes
 from benchmarks.stage import Stage
@@ -44,19 +43,15 @@ def measure(
     goes on; returns whether none did.
 
     They share a broker (with `fresh_broker` each repeat has its own); each repeat has its own processors and topics."""
-    good, on_kafka = True, side != "embedded"
-
-    def broker() -> contextlib.AbstractContextManager[Kafka | None]:
-        return warm_broker(folder, sizes, flush_each="flush=1" in side) if on_kafka else contextlib.nullcontext()
-
-    with contextlib.nullcontext() if fresh_broker else broker() as shared:
+    good = True
+    with contextlib.nullcontext() if fresh_broker else warm_broker(folder, sizes, side) as shared:
         for work in works:
             if side.partition(",")[0] not in work.transports:
                 continue
             began = time.monotonic()
             for repeat in range(1, sizes.repeats + 1):
-                with broker() if fresh_broker else contextlib.nullcontext(shared) as chosen:
-                    good &= _repeat(work, side, Stage(sizes, chosen, folder, repeat), results)
+                with warm_broker(folder, sizes, side) if fresh_broker else contextlib.nullcontext(shared) as broker:
+                    good &= _repeat(work, side, Stage(sizes, broker, folder, repeat), results)
             results.note(**{f"seconds {work.id} {side}": round(time.monotonic() - began, 1)})
     return good
 

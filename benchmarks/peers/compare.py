@@ -72,9 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _ours(kind: str, sizes: Sizes, folder: Path, brokers: contextlib.ExitStack) -> Callable[[Path], Side]:
     """Ours keeps its broker, which is warm, from work to work. What the peer keeps is compiled beforehand."""
-    broker = None
-    if kind != "embedded":
-        broker = brokers.enter_context(warm_broker(folder, sizes, flush_each="flush=1" in kind))
+    broker = brokers.enter_context(warm_broker(folder, sizes, kind))
     return lambda place: Ours(kind, sizes, place, broker)
 
 
