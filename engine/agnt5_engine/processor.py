@@ -19,6 +19,7 @@ from agnt5.client.models import Processor as ProcessorShape
 from agnt5.workflow import Workflow
 from agnt5_engine import topics
 from agnt5_engine.ingest import Ingest
+from agnt5_engine.others import Others
 from agnt5_engine.partition.gates import Gates
 from agnt5_engine.partition.owner import Owner, Surroundings
 from agnt5_engine.partition.recovery import PartitionStopped, Place
@@ -39,18 +40,15 @@ from agnt5_engine.transport.base import (
     FencedError,
     Headers,
     Log,
-    Member,
     Membership,
     OffsetGoneError,
     RetriableError,
     TopicPartition,
-    TransportError,
 )
 
 log = structlog.stdlib.get_logger(__name__)
 
 _REOPEN_SECONDS = 1.0
-_MEMBERS_SECONDS = 1.0
 
 
 class _Code:
@@ -80,7 +78,7 @@ class Processor:
         self._standbys: dict[int, Standby] = {}
         self._waiting: dict[int, str] = {}  # why a partition that is ours has no owner just now
         self._stopped: dict[int, str] = {}
-        self._members: list[Member] = []
+        self._others: Others | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = Slots(settings.step_concurrency, settings.step_threads)
         limited = settings.queue_limits or settings.function_limits
@@ -90,7 +88,6 @@ class Processor:
         self._code_version = settings.code_version or registry.code_version()
         self._membership: Membership | None = None
         self._trouble: str | None = "has not joined the group yet"
-        self._silence: str | None = None  # what came of asking the group, when nothing did
         self._closing = False
         self._started_at = datetime.now(UTC)
         self.log: Log
@@ -126,9 +123,10 @@ class Processor:
             sink=self,
             settings=self.settings,
         )
+        self._others = Others(self._membership)
         self._trouble = "waiting for its partitions"
         await self._membership.start()
-        self._spawn(self._watch_members())
+        self._spawn(self._others.watch())
 
     async def close(self, *, leave: bool = False) -> None:
         """Checkpoint, give up the partitions, and go."""
@@ -154,26 +152,14 @@ class Processor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watch_members(self) -> None:
-        """Keep who owns what at hand, for requests that must be forwarded."""
-        assert self._membership is not None
-        while True:
-            try:
-                self._members = await self._membership.members()
-                self._silence = None
-            except RetriableError as e:
-                self._silence = str(e)
-                log.debug("members.unknown", error=str(e))
-            except TransportError as e:
-                log.warning("members.unknown", error=str(e))
-            await asyncio.sleep(_MEMBERS_SECONDS)
-
     # ------------------------------------------------------------------ Sink
 
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         mine = frozenset(tp.partition for tp in partitions if tp.topic == self._journal)
         self._assigned = mine
         self._trouble = None
+        if self._others is not None:
+            self._others.changed()
         log.info("partitions.assigned", journal=sorted(mine), triggers=len(partitions) - len(mine))
         for p in sorted(mine):
             self._open_soon(p)
@@ -329,8 +315,8 @@ class Processor:
         owner = self._owners.get(partition)
         if owner is None or not owner.caught_up:
             url = None
-            if partition not in self._assigned:
-                url = next((m.url for m in self._members if partition in m.partitions and m.url != self.url), None)
+            if partition not in self._assigned and self._others is not None:
+                url = self._others.url(partition, besides=self.url)
             raise NotHere(partition, url)
         return owner
 
@@ -367,7 +353,7 @@ class Processor:
         return frozenset(p for p, owner in self._owners.items() if owner.caught_up)
 
     async def processors(self) -> list[ProcessorShape]:
-        members = self._members or ([] if self._membership is None else await self._membership.members())
+        members = [] if self._others is None else await self._others.members()
         return [
             ProcessorShape(
                 id=m.instance_id,
@@ -386,8 +372,10 @@ class Processor:
             return "; ".join(self._stopped[p] for p in sorted(self._stopped))
         if (away := self.log.away_for if hasattr(self, "log") else None) is not None:
             return f"waiting for the broker: {self.settings.broker} has not answered for {away:.0f} s"
-        if self._trouble is not None or self._silence is not None:
-            return self._trouble or f"waiting for the broker: {self._silence}"
+        if self._trouble is not None:
+            return self._trouble
+        if self._others is not None and self._others.silence is not None:
+            return f"waiting for the broker: {self._others.silence}"
         if self._waiting:
             return "; ".join(f"partition {p}: {self._waiting[p]}" for p in sorted(self._waiting))
         return None
