@@ -1,12 +1,26 @@
-"""A partition that comes back to a process finds its table closed, however its last owner there was interrupted."""
+"""A partition that is given up is left in good order: all that its owner wrote is in its last checkpoint, and its table
+is closed, however the owner was interrupted."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.table import Table
 from tests.engine.conftest import Engine
+
+
+@function
+async def charge(ctx: FunctionContext) -> int:
+    return 1
+
+
+@workflow
+async def charges(ctx: WorkflowContext) -> int:
+    return await ctx.step(charge)
 
 
 def test_a_table_closes_though_somebody_is_in_the_middle_of_its_rows(tmp_path: Path) -> None:
@@ -42,3 +56,23 @@ async def test_an_owner_is_closed_to_its_end_before_the_partition_is_opened_agai
         while 0 not in processor.owned():
             await asyncio.sleep(0.01)
     assert processor._owners[0] is not owner
+
+
+async def test_results_whose_acks_come_while_the_owner_closes_are_in_its_last_checkpoint(engine: Engine) -> None:
+    processor = engine.processor
+    for _ in range(20):
+        await engine.submit("charges")
+    owners = list(processor._owners.values())
+    for owner in owners:
+        close = owner.steps.close
+
+        async def slow_close(owner: Owner = owner, close: Callable[[], Awaitable[None]] = close) -> None:
+            await owner.flushed()
+            await close()
+
+        owner.steps.close = slow_close  # type: ignore[method-assign]
+    assert sum(owner.unacked for owner in owners) > 0
+    await processor._give_up(processor.owned(), save=True)
+    for owner in owners:
+        _, end = await processor.log.bounds(owner.place.journal)
+        assert owner.state.applied == end - 1

@@ -105,7 +105,7 @@ class Owner:
         self._appender = Appender(place.log, place.journal, self._acked, self.fail)
         self._early: dict[int, tuple[int, JournalRecord]] = {}  # acked, but not the next to apply
         self._last_acked = -1
-        self._settling = False
+        self._settling = False  # closing, but what is acked still counts
 
     # ------------------------------------------------------------------ life
 
@@ -206,6 +206,7 @@ class Owner:
         if self.closed:
             return
         self.closed = True
+        self._settling = save
         self.caught_up = False
         self.timers.close()
         self.live.close(self.partition)
@@ -218,6 +219,7 @@ class Owner:
                 await self._sender.close()
                 if save:
                     await self._settle()
+            self._settling = False
             await self._appender.close()
             if hasattr(self, "checkpoints"):
                 await self.checkpoints.close(save=save)
@@ -229,11 +231,9 @@ class Owner:
     async def _settle(self) -> None:
         """Let what is on its way into the journal arrive and be applied: a step that has just completed is not done
         again by the next owner."""
-        self._settling = True
         with contextlib.suppress(TimeoutError, AppenderClosed):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await self._appender.flushed()
-        self._settling = False
 
     def fail(self, error: BaseException) -> None:
         """Something that cannot be gone on from happened to this partition."""
