@@ -163,6 +163,20 @@ async def test_a_withdrawn_step_is_cancelled_and_leaves_no_result(journal: Journ
     assert positions.done == 4
 
 
+async def test_a_step_that_is_withdrawn_before_it_has_begun_keeps_no_slot_and_is_silent(journal: Journal) -> None:
+    steps, pool, positions = Steps(), new_pool(journal, concurrency=1, beat=0.01), Positions(0)
+    pool.take(positions, 0, command("gone"))
+    pool.take(positions, 1, StepWithdrawn("gone", "0"))  # read in one go
+    await asyncio.sleep(0.05)
+    assert journal.records == []
+    steps.let("next")
+    pool.take(positions, 2, command("next"))
+    await until(lambda: journal.of(StepSucceeded))
+    assert steps.begun == ["next"]
+    assert positions.done == 3
+    assert pool.slots.running == 0
+
+
 async def test_a_long_step_says_that_it_is_in_hand_and_no_longer_holds_up_commits(journal: Journal) -> None:
     steps, pool, positions = Steps(), new_pool(journal, beat=0.02), Positions(0)
     pool.take(positions, 0, command("slow"))

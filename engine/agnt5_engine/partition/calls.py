@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from agnt5.errors import StepTimeout
 from agnt5.replay.protocol import InPlaceCall
@@ -15,11 +16,12 @@ class Calls:
     def __init__(self, finished: Callable[[str, int, object, BaseException | None], None]) -> None:
         self._finished = finished
         self._tasks: dict[str, set[asyncio.Task[None]]] = {}
+        self._closed = False
 
     def run(self, key: str, call: InPlaceCall) -> None:
         task = asyncio.get_running_loop().create_task(self._run(key, call))
-        tasks = self._tasks.setdefault(key, set())
-        tasks.add(task)
+        self._tasks.setdefault(key, set()).add(task)
+        task.add_done_callback(partial(self._forget, key))  # also when it is cancelled before it begins
 
     async def _run(self, key: str, call: InPlaceCall) -> None:
         result: object = None
@@ -33,23 +35,22 @@ class Calls:
             error = StepTimeout(f"{call.name} took longer than {call.timeout_ms} ms") if limit.expired() else e
         except Exception as e:
             error = e
-        tasks = self._tasks.get(key)
-        if tasks is None:
-            return
-        task = asyncio.current_task()
-        assert task is not None
+        if not self._closed:
+            self._finished(key, call.token, result, error)
+
+    def _forget(self, key: str, task: asyncio.Task[None]) -> None:
+        tasks = self._tasks[key]
         tasks.discard(task)
         if not tasks:
             del self._tasks[key]
-        self._finished(key, call.token, result, error)
 
     def interrupt(self, key: str) -> None:
         for task in self._tasks.get(key, ()):
             task.cancel()
 
     async def close(self) -> None:
+        self._closed = True
         tasks = [t for group in self._tasks.values() for t in group]
-        self._tasks.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

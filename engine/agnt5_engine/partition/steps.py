@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from agnt5.errors import FatalError, error_info
@@ -45,6 +46,7 @@ class Slots:
         self.waiting: deque[Callable[[], None]] = deque()
         self.lonely: deque[Callable[[], None]] = deque()
         self.alone = False  # one of the lonely has the process to itself
+        self._context = copy_context()
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="agnt5-step")
 
     def take(self, start: Callable[[], None]) -> None:
@@ -59,6 +61,11 @@ class Slots:
         """Call `start` when nothing else runs; nothing else starts before it is given back."""
         self.lonely.append(start)
         self._next()
+
+    def task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do the work of a slot. It is often started by the work that had the slot before, whose context variables are
+        none of its business."""
+        return asyncio.get_running_loop().create_task(work, context=self._context.copy())
 
     def give_back(self) -> None:
         self.running -= 1
@@ -257,21 +264,20 @@ class _Attempt:
             self.start()
 
     def start(self) -> None:
-        if self.owner._closed or self.owner.attempt_of(self.run.run_id, self.ask.path) is not self:
-            self.owner.done(self, None)
-            return
-        self.task = asyncio.get_running_loop().create_task(self._work())
+        self.task = self.owner._slots.task(self._work())
 
     def abandon(self) -> None:
         if self.waits:
             self.waits = False
             self.owner.done(self, None)
-        if self.ctx is not None:
+        if self.ctx is not None and self.task is not None:  # a task that is cancelled before it begins never does
             self.ctx.cancelled = True
-        if self.task is not None:
             self.task.cancel()
 
     async def _work(self) -> None:
+        if not self.wanted():
+            self.owner.done(self, None)
+            return
         record: StepSucceeded | StepFailed | RunParked | None = None
         run, ask, owner = self.run, self.ask, self.owner
         claim = owner._state.claim

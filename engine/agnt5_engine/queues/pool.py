@@ -155,8 +155,8 @@ class Work:
     """One command in this worker."""
 
     __slots__ = (
-        "_alarm", "_beaten_at", "_pool", "attempt", "command", "ctx", "ended", "gate", "gone", "offset", "positions",
-        "safe", "task",
+        "_alarm", "_beaten_at", "_pool", "attempt", "begun", "command", "ctx", "ended", "gate", "gone", "offset",
+        "positions", "safe", "task",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, positions: Positions, offset: int, command: StepCommand, attempt: Attempt) -> None:
@@ -168,6 +168,7 @@ class Work:
         self.task: asyncio.Task[None] | None = None
         self.ctx: FunctionContext | None = None
         self.gate: Gate | None = None
+        self.begun = False
         self.gone = False  # nobody waits for it, or somebody else executes it
         self.safe = False  # its offset may be committed
         self.ended = False
@@ -208,7 +209,7 @@ class Work:
         if not self.wanted():
             self._give_back()
             return
-        self.task = asyncio.get_running_loop().create_task(self._work())
+        self.task = self._pool.slots.task(self._work())
         self._arm()
 
     def _give_back(self) -> None:
@@ -220,7 +221,10 @@ class Work:
 
     async def _work(self) -> None:
         record: StepSucceeded | StepFailed | StepBeat | None = None
+        self.begun = True
         try:
+            if self.gone:
+                return
             record = await self._outcome()
         finally:
             if self._alarm is not None:
@@ -335,5 +339,5 @@ class Work:
             self.ctx.cancelled = True
         if self._alarm is not None:
             self._alarm.cancel()
-        if self.task is not None:
+        if self.task is not None and self.begun:  # a task that is cancelled before it begins never does
             self.task.cancel()
