@@ -19,10 +19,11 @@ SESSION_TIMEOUT = 6.0
 
 
 class Recorder:
-    """A sink that begins every journal partition where the group stands, and acknowledges triggers at once."""
+    """A sink that begins every journal partition where the group stands, and acknowledges triggers at once, or after
+    so many seconds."""
 
-    def __init__(self, log: KafkaLog, group: str, journal: str) -> None:
-        self._log, self._group, self._journal = log, group, journal
+    def __init__(self, log: KafkaLog, group: str, journal: str, acks_after: float = 0.0) -> None:
+        self._log, self._group, self._journal, self._acks_after = log, group, journal, acks_after
         self.membership: Membership | None = None
         self.owned: frozenset[TopicPartition] = frozenset()
         self.events: list[tuple[str, frozenset[TopicPartition]]] = []
@@ -55,7 +56,7 @@ class Recorder:
         self.values += [record.value for record in batch.records]
         if source.topic != self._journal:
             assert self.membership is not None
-            self.membership.acked(source, batch.next_offset)
+            asyncio.get_running_loop().call_later(self._acks_after, self.membership.acked, source, batch.next_offset)
 
     def journal_partitions(self) -> set[int]:
         return {source.partition for source in self.owned if source.topic == self._journal}
@@ -73,10 +74,11 @@ class Processor:
         triggers: Sequence[str] = (),
         url: str | None = None,
         session_timeout: float = SESSION_TIMEOUT,
+        acks_after: float = 0.0,
         **settings: Any,
     ) -> None:
         self.log = KafkaLog(plain(servers))
-        self.sink = Recorder(self.log, group, journal)
+        self.sink = Recorder(self.log, group, journal, acks_after)
         self.membership = make_membership(
             f"kafka://{servers}",
             app_id=group,

@@ -250,3 +250,33 @@ async def test_a_broker_that_is_away_at_the_start_or_later_costs_time_but_not_th
     assert [member.instance_id for member in await a.membership.members()] == ["a"]
     await a.stop(leave=True)
     await log.close()
+
+
+async def test_a_commit_that_comes_while_the_group_is_rearranged_does_not_have_it_rearranged_again_and_again(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal, topic = fresh("g"), fresh("journal"), fresh("topic")
+    await make_journal(log, journal)
+    await log.create([spec(topic, 2)], 1)
+
+    async def produce() -> None:
+        while True:
+            await asyncio.gather(*(log.append(TopicPartition(topic, p), [Message(None, b"event")]) for p in (0, 1)))
+            await asyncio.sleep(0.02)
+
+    producing = asyncio.create_task(produce())
+    a = await Processor(kafka, group, journal, "a", triggers=[topic], acks_after=0.3).start()
+    await until(lambda: a.sink.values)
+    b = await Processor(kafka, group, journal, "b", triggers=[topic], acks_after=0.3).start()
+    await until(lambda: len(a.sink.journal_partitions()) == len(b.sink.journal_partitions()) == 2)
+    thread = a.membership._consumer._thread  # type: ignore[attr-defined]
+    thread.post(lambda: thread._ensure_consumer()._coordinator.request_rejoin())  # as for a new topic
+    before = len(a.sink.events)
+    await asyncio.sleep(6)
+    rearranged = len(a.sink.events) - before
+    producing.cancel()
+    await a.stop(leave=True)
+    await b.stop(leave=True)
+    assert 1 <= rearranged <= 2
+    committed = [await log.committed(group, TopicPartition(topic, p)) for p in (0, 1)]
+    assert min(offset or 0 for offset in committed) > 100, "what was acknowledged meanwhile is committed all the same"

@@ -137,6 +137,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         joining = _Joining(coordinator, self.app)
         coordinator._on_join_complete = joining.complete
         coordinator._do_rejoin_group = joining.rejoin
+        coordinator._do_commit_offsets = joining.commit
         self._pump_task = asyncio.get_running_loop().create_task(self._run(self._pump()))
         self._watch_task = asyncio.get_running_loop().create_task(self._run(self._watch()))
 
@@ -355,8 +356,9 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             return False
         try:
             await consumer.commit(wanted)
-        except errors.KafkaError as error:
-            log.warning("commit_failed", error=str(error))  # tried again at the next interval
+        except errors.KafkaError as error:  # tried again at the next interval
+            if not isinstance(error.__cause__, errors.RebalanceInProgressError):
+                log.warning("commit_failed", error=str(error))
             return False
         return True
 
@@ -370,7 +372,9 @@ class _Joining:
         self._wiring = app.wiring
         self._complete = coordinator._on_join_complete
         self._rejoin = coordinator._do_rejoin_group
+        self._commit = coordinator._do_commit_offsets
         self._been_in = False
+        self._under_way = False
 
     async def rejoin(self, subscription: Any) -> Any:
         """Raises ReplacedError rather than put out the process that has put us out: they would take turns for ever.
@@ -378,7 +382,21 @@ class _Joining:
         Kafka tells a member that was replaced no more than one that was silent for too long: that it is unknown."""
         if self._been_in and self._coordinator.member_id == "":
             await self._check_not_replaced()
-        return await self._rejoin(subscription)
+        self._under_way = True
+        try:
+            return await self._rejoin(subscription)
+        finally:
+            self._under_way = False
+
+    async def commit(self, assignment: Any, offsets: Any) -> None:
+        """Commit now, or raise RebalanceInProgressError.
+
+        The broker answers a connection's requests in order. A commit behind a join, which it answers when the others
+        have joined too, would be of a generation that is over by then, and aiokafka would have the group rearranged
+        once more: with a steady stream of events, for ever."""
+        if self._under_way:
+            raise errors.RebalanceInProgressError(self._coordinator.group_id)
+        await self._commit(assignment, offsets)
 
     async def _check_not_replaced(self) -> None:
         coordinator, wiring = self._coordinator, self._wiring
