@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic_core import from_json, to_json
 
@@ -70,6 +71,7 @@ class LocalRuns:
         self._partitions = partitions
         self._owner_of = owner_of
         self._owners = owners
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def owner(self, run_id: str) -> Owner:
         if not is_run_id(run_id):
@@ -102,7 +104,9 @@ class LocalRuns:
 
     async def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> None:
         command = f"signal:{signal_id}" if signal_id is not None else new_command_id()
-        self._accepted(await self._command(run_id, command, SignalSent(run_id, command, name, to_json(payload))))
+        # Who sends a signal chooses its ID, and verdicts are told by it: signals of one ID take turns.
+        async with self._turns.setdefault(command, asyncio.Lock()):
+            self._accepted(await self._command(run_id, command, SignalSent(run_id, command, name, to_json(payload))))
 
     async def cancel(self, run_id: str, *, force: bool) -> None:
         self._known(run_id)
