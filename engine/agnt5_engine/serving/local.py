@@ -180,12 +180,18 @@ class LocalRuns:
                 await watcher.wait()
 
     async def state(self, run_id: str) -> dict[str, Any]:
-        self._known(run_id)
-        state = self.owner(run_id).state
-        run = state.run(run_id)
-        if run is None:
-            raise UnknownRun(run_id)
-        while run.begun and not run.ended and not run.ending and run.status != "paused" and not revive(state, run):
+        while True:  # what was looked up is looked up again after each wait: the run may be elsewhere by then
+            self._known(run_id)
+            owner = self.owner(run_id)
+            run = owner.state.run(run_id)
+            if run is None:
+                raise UnknownRun(run_id)
+            if not run.begun or run.ended or run.ending or run.status == "paused":
+                break
+            revived = revive(owner.state, run)
+            owner._act()  # or the calls in place that it asks for would wait for the partition's next record
+            if revived:
+                break
             await asyncio.sleep(0.02)
         if run.activation is None:
             return {}
