@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
+import time
 
+import httpx
 import pytest
+from pydantic import SecretStr
 
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5.types import Envelope, webhook
+from agnt5_engine.gateway.app import create_app
 from agnt5_engine.ports import NotHere, Refused
+from agnt5_engine.transport.base import TooLargeError
 from tests.engine.conftest import Engine
 
 
@@ -86,3 +94,51 @@ async def test_state_set_after_a_call_in_place_can_be_read_after_a_restart(engin
     await engine.until(waits)
     await engine.restart()
     assert await asyncio.wait_for(engine.processor.state(run_id), 3) == {"a": 7}
+
+
+@workflow
+async def asks_for_text(ctx: WorkflowContext) -> object:
+    return await ctx.wait_for_user("What?")
+
+
+async def test_a_payload_that_grows_beyond_the_limit_is_refused_and_its_partition_stays(engine: Engine) -> None:
+    grown = [1e9] * 200_000  # a megabyte as it is sent, and 2.6 as it is written
+    signalled, asked = [await engine.submit(name) for name in ("waits_for_go", "asks_for_text")]
+    owners = [engine.processor.local_owner(run_id) for run_id in (signalled, asked)]
+    with pytest.raises(TooLargeError):
+        await engine.processor.signal(signalled, "go", grown, None)
+    with pytest.raises(TooLargeError):
+        await engine.processor.answer(asked, grown, None, None)
+    assert [engine.processor.local_owner(run_id) for run_id in (signalled, asked)] == owners
+
+
+@workflow(triggers=[webhook("shop", event="fields")])
+async def takes_fields(ctx: WorkflowContext, text: str) -> int:
+    return len(text)
+
+
+@workflow(triggers=[webhook("shop", event="whole")])
+async def takes_whole(ctx: WorkflowContext, event: Envelope) -> int:
+    return len(event.value["text"])
+
+
+@workflow(triggers=[webhook("shop", event="both")])
+async def takes_both(ctx: WorkflowContext, text: str, event: Envelope) -> int:
+    return len(text)
+
+
+async def test_a_large_webhook_starts_its_run_or_is_refused_and_its_partition_stays(engine: Engine) -> None:
+    settings = engine.settings.model_copy(update={"webhook_secrets": {"shop": [SecretStr("secret")]}})
+    owners = engine.processor._live_owners()
+    app = create_app(engine.processor, settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        for kind, status in (("fields", 202), ("whole", 202), ("both", 413)):
+            body = json.dumps({"type": kind, "text": "x" * 1_000_000})
+            stamp = int(time.time())
+            signature = hmac.new(b"secret", f"{stamp}.{body}".encode(), "sha256").hexdigest()
+            headers = {"X-Webhook-Signature": f"t={stamp},v1={signature}"}
+            answer = await http.post("/v1/webhooks/shop", content=body, headers=headers)
+            assert answer.status_code == status, (kind, answer.text)
+            for run_id in answer.json().get("runs", ()):
+                assert (await engine.processor.finished(run_id)).output == 1_000_000
+    assert engine.processor._live_owners() == owners

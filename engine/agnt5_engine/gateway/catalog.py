@@ -12,10 +12,12 @@ from agnt5.types import WebhookTrigger
 
 
 class Subscription(NamedTuple):
-    """A workflow that wants a webhook source's deliveries: of one type, or (None) of all."""
+    """A workflow that wants a webhook source's deliveries: of one type, or (None) of all; as they came, too, in a
+    parameter named `event`, or only their fields."""
 
     workflow: str
     event: str | None
+    takes_event: bool = False
 
 
 class Catalog(Protocol):
@@ -49,7 +51,7 @@ class RegistryCatalog:
 
     def webhooks(self, source: str) -> Sequence[Subscription]:
         return [
-            Subscription(workflow.name, trigger.event)
+            Subscription(workflow.name, trigger.event, workflow.binder.takes_event)
             for workflow in registry.workflows().values()
             for trigger in workflow.triggers
             if isinstance(trigger, WebhookTrigger) and trigger.source == source

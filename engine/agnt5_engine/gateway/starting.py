@@ -15,6 +15,8 @@ from agnt5_engine.gateway.problems import ProblemError, invalid
 from agnt5_engine.ports import NotHere, Started, StartRequest
 
 LONGEST_NAME = 255  # of an idempotency key, a session or a user
+ENVELOPE_ROOM = 64 * 1024
+"""Room that the journal surely has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope, bytes."""
 
 
 async def start_from_body(gateway: Gateway, request: Request, workflow: str) -> Started:
@@ -76,8 +78,8 @@ def bind(
             [{"field": name or "body", "message": message} for name, message in error.fields.items()],
             str(error),
         ) from None
-    if len(data) > gateway.settings.max_payload_bytes:
-        limit = gateway.settings.max_payload_bytes
+    limit = gateway.settings.max_payload_bytes
+    if len(data) > limit or (envelope is not None and len(data) + len(envelope) > limit + ENVELOPE_ROOM):
         raise ProblemError(413, "too-large", f"The input is larger than {limit} bytes (AGNT5_MAX_PAYLOAD_BYTES).")
     return data
 

@@ -88,23 +88,23 @@ def wanted_starts(gateway: Gateway, source: str, delivery: Delivery) -> list[Sta
     trigger: dict[str, Any] = {"kind": "webhook", "source": source, "delivery_id": delivery.id}
     if delivery.types:
         trigger["event"] = delivery.types[-1]
-    names = dict.fromkeys(
-        wanted.workflow for wanted in gateway.catalog.webhooks(source) if delivery.wanted_as(wanted.event)
-    )
-    if not names:
+    wanted = {one.workflow: one for one in gateway.catalog.webhooks(source) if delivery.wanted_as(one.event)}
+    if not wanted:
         return []
-    envelope = Envelope(key=delivery.id, timestamp=time.time_ns() // 1_000_000, value=delivery.body).to_json()
+    whole = Envelope(key=delivery.id, timestamp=time.time_ns() // 1_000_000, value=delivery.body).to_json()
     fields = to_json(delivery.fields)
-    return [
-        StartRequest(
+    starts = []
+    for name, one in wanted.items():
+        envelope = whole if one.takes_event else None
+        start = StartRequest(
             workflow=name,
             input=bind(gateway, name, fields, strict=False, envelope=envelope),
             trigger=trigger,
             dedupe=f"webhook:{source}:{delivery.id}",
             envelope=envelope,
         )
-        for name in names
-    ]
+        starts.append(start)
+    return starts
 
 
 def _forged(reason: str) -> ProblemError:

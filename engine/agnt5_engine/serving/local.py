@@ -34,6 +34,7 @@ from agnt5_engine.runs.effects import Verdict
 from agnt5_engine.runs.history import public_events, replayed
 from agnt5_engine.serving.lists import newest_first, questions
 from agnt5_engine.serving.views import approval_view, event_view, run_view, status_of
+from agnt5_engine.transport.base import TooLargeError
 
 
 def request_run_id(request: StartRequest) -> str:
@@ -99,14 +100,15 @@ class LocalRuns:
 
     async def answer(self, run_id: str, response: Any, entry: str | None, user_id: str | None) -> None:
         command = new_command_id()
-        record = UserResponded(run_id, command, entry, to_json(response), user_id)
+        record = UserResponded(run_id, command, entry, self._payload(run_id, response), user_id)
         self._accepted(await self._command(run_id, command, record))
 
     async def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> None:
         command = f"signal:{signal_id}" if signal_id is not None else new_command_id()
+        record = SignalSent(run_id, command, name, self._payload(run_id, payload))
         # Who sends a signal chooses its ID, and verdicts are told by it: signals of one ID take turns.
         async with self._turns.setdefault(command, asyncio.Lock()):
-            self._accepted(await self._command(run_id, command, SignalSent(run_id, command, name, to_json(payload))))
+            self._accepted(await self._command(run_id, command, record))
 
     async def cancel(self, run_id: str, *, force: bool) -> None:
         self._known(run_id)
@@ -116,6 +118,15 @@ class LocalRuns:
     async def retry(self, run_id: str) -> None:
         command = new_command_id()
         self._accepted(await self._command(run_id, command, RetryRequested(run_id, command)))
+
+    def _payload(self, run_id: str, value: Any) -> bytes:
+        """The value as the journal holds it. JSON may be longer than it came: 1e9 is written 1000000000.0."""
+        data, limit = to_json(value), self.owner(run_id).state.code.max_payload
+        if len(data) > limit:
+            raise TooLargeError(
+                f"the payload has {len(data):,} bytes; at most {limit:,} are taken (AGNT5_MAX_PAYLOAD_BYTES)"
+            )
+        return data
 
     async def _command(self, run_id: str, command_id: str, record: Any) -> Verdict:
         """Append the command and wait for the verdict that applying it gives."""
