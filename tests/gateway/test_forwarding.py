@@ -106,6 +106,19 @@ async def test_a_client_that_waits_for_a_run_whose_owner_is_killed_gets_the_resu
     assert (answer.status_code, answer.json()["output"]) == (200, [1, 2])
 
 
+async def test_a_stream_goes_on_at_the_next_owner_when_the_last_one_ended_it_and_is_gone(group: Group) -> None:
+    one, two = group.processors
+    run_id = await owned_by(group, two)
+    streaming = asyncio.create_task(one.http.get(f"/v1/runs/{run_id}/events?follow=1"))
+    await asyncio.sleep(0.05)
+    del group.network.hosts["two"]
+    two.app.state.gateway.close()
+    await asyncio.sleep(0.3)
+    group.cluster.leave(two.engine, one.engine)
+    group.cluster.runs[run_id].end("completed")
+    assert (await streaming).text.count("event: run.completed") == 1
+
+
 async def test_a_partition_without_owner_is_503_with_retry_after(group: Group) -> None:
     one, two = group.processors
     run_id = await owned_by(group, two)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from agnt5.client.models import Event, Run, Submitted
 from agnt5_engine.gateway.hop import HEADER, Hop, HopSigner
 from agnt5_engine.gateway.metrics import FORWARDED
-from agnt5_engine.gateway.problems import RelayedError, no_owner, unavailable, unknown_run
+from agnt5_engine.gateway.problems import ProblemError, RelayedError, no_owner, unavailable, unknown_run
 from agnt5_engine.ports import Engine, NotHere, Started
 from agnt5_engine.settings import Settings
 
@@ -163,7 +163,7 @@ class Owners:
                     run_has_ended = (await self.run(request, run_id)).ended
                 except (LostError, NotHere):
                     pass
-                except RelayedError as refusal:
+                except (RelayedError, ProblemError) as refusal:
                     if refusal.status != 503:
                         raise
             await asyncio.sleep(PAUSE_SECONDS)
