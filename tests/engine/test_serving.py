@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
 from agnt5.types import Envelope, webhook
 from agnt5_engine.gateway.app import create_app
+from agnt5_engine.gateway.cursors import encode_cursor
 from agnt5_engine.ports import NotHere, Refused
 from agnt5_engine.transport.base import TooLargeError
 from tests.engine.conftest import Engine
@@ -142,3 +143,17 @@ async def test_a_large_webhook_starts_its_run_or_is_refused_and_its_partition_st
             for run_id in answer.json().get("runs", ()):
                 assert (await engine.processor.finished(run_id)).output == 1_000_000
     assert engine.processor._live_owners() == owners
+
+
+@pytest.mark.parametrize(
+    ("path", "time", "name"),
+    [("runs", 2**64, "x"), ("runs", -(2**64), "x"), ("dead-letters", 1, "x"), ("dead-letters", 1, "0-999")],
+)
+async def test_a_cursor_that_the_list_cannot_go_on_from_is_refused_by_name(
+    engine: Engine, path: str, time: int, name: str
+) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        answer = await http.get(f"/v1/{path}", params={"cursor": encode_cursor(time, name)})
+    assert answer.status_code == 422, answer.text
+    assert [fault["field"] for fault in answer.json()["errors"]] == ["query.cursor"]

@@ -6,13 +6,14 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from agnt5_engine.gateway.problems import invalid
+from agnt5_engine.gateway.problems import ProblemError, invalid
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_POSITION = TypeAdapter(tuple[int, str])
+_POSITION = TypeAdapter(tuple[Annotated[int, Field(ge=0, lt=2**62)], str])
 
 
 def milliseconds(time: datetime) -> int:
@@ -30,4 +31,9 @@ def decode_cursor(cursor: str) -> tuple[int, str]:
         data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         return _POSITION.validate_json(data, strict=False)
     except (binascii.Error, ValueError, ValidationError):
-        raise invalid([{"field": "query.cursor", "message": "is not a next_cursor of this list"}]) from None
+        raise unusable_cursor() from None
+
+
+def unusable_cursor() -> ProblemError:
+    """422: the list cannot go on from there."""
+    return invalid([{"field": "query.cursor", "message": "is not a next_cursor of this list, or is too old"}])

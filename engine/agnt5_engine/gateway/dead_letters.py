@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from agnt5.client.models import DeadLetter, DeadLetterList, StartedRuns
 from agnt5_engine.gateway.context import Gateway
-from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseconds
+from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseconds, unusable_cursor
 from agnt5_engine.gateway.problems import ProblemError
 from agnt5_engine.gateway.routing import answers, router, shaped
 
@@ -25,7 +25,10 @@ def routes(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """Dead letters, oldest first."""
         after = None if cursor is None else decode_cursor(cursor)[1]
-        letters = await engine.dead_letters(limit + 1, after)
+        try:
+            letters = await engine.dead_letters(limit + 1, after)
+        except LookupError:
+            raise unusable_cursor() from None
         following = None
         if len(letters) > limit:
             letters = letters[:limit]
