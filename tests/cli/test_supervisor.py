@@ -107,6 +107,18 @@ def test_a_child_that_is_killed_is_started_again_in_its_place(supervise: Supervi
     assert set(supervised.stopped()) == {pid for _, pid in supervised.started()} - {victim}
 
 
+def test_of_many_children_each_that_is_killed_is_started_again(supervise: Supervise) -> None:
+    many = (os.cpu_count() or 1) + 6  # more than asyncio's own threads
+    supervised = supervise(many, "work")
+    supervised.until(lambda: len(supervised.started()) == many)
+    place, victim = max(supervised.started())
+    os.kill(victim, signal.SIGKILL)
+    supervised.until(lambda: len(supervised.started()) == many + 1)
+    assert supervised.started()[many][0] == place
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.end()[0] == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_asks_its_children_and_waits_for_them(supervise: Supervise, number: signal.Signals) -> None:
     supervised = supervise(3, "work")

@@ -9,6 +9,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from agnt5_engine.cli.child import LIFELINE
@@ -50,6 +51,8 @@ class Supervisor:
         self._command = list(command)
         self._vacate = vacate
         self._places = [Place(number, environment) for number, environment in enumerate(places)]
+        # asyncio's own threads may be fewer than the children, and then some would not be missed when they die.
+        self._waiters = ThreadPoolExecutor(len(places))
         self._stopping = asyncio.Event()
         self._signals = 0
         # The children hold the reading end: it breaks when this process dies, even by kill -9.
@@ -118,7 +121,7 @@ class Supervisor:
 
     async def _ended(self, place: Place) -> int:
         assert place.process is not None
-        waiting = asyncio.ensure_future(asyncio.to_thread(place.process.wait))
+        waiting = asyncio.get_running_loop().run_in_executor(self._waiters, place.process.wait)
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
