@@ -38,6 +38,12 @@ def test_run_with_json_prints_the_run_as_http_has_it(agnt5: Agnt5, backend: Fake
     assert run == httpx.get(f"{backend.urls[0]}/v1/runs/{run['run_id']}", trust_env=False).json()
 
 
+def test_run_without_waiting_says_whether_the_run_was_there_already(agnt5: Agnt5) -> None:
+    arguments = ("run", "double", "number=1", "--key", "only-once", "--no-wait", "--json")
+    first, again = agnt5(*arguments).json, agnt5(*arguments).json
+    assert (first["existing"], again) == (False, first | {"status": again["status"], "existing": True})
+
+
 def test_a_failed_run_exits_with_1_and_says_why(agnt5: Agnt5) -> None:
     done = agnt5("run", "fails", "--follow")
     assert (done.code, done.out) == (1, "")

@@ -43,12 +43,18 @@ def run(
     json: terminal.Json = False,
 ) -> None:
     """Start a run, wait for it and print its output."""
+    from agnt5.client import calls
+    from agnt5.client.models import Submitted
+
     with reach.client(url, api_key, FOLLOW_PATIENCE) as client:
         value = _input_of(client, workflow, inputs or [], input)
-        run_id = client.submit(workflow, value, session_id=session, user_id=user, idempotency_key=key)
+        start = calls.start_call("submit", workflow, value, session, user, key)
+        answered = client._drive(calls.ask(start, FOLLOW_PATIENCE))  # `client.submit` keeps `existing` to itself
+        submitted = Submitted.model_validate_json(answered.reply.body)
+        run_id = submitted.run_id
         if not wait:
             if json:
-                print_json({"run_id": run_id, "status": client.get_run(run_id).status, "existing": False})
+                print_shape(submitted)
             else:
                 typer.echo(run_id)
             return
