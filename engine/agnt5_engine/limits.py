@@ -42,10 +42,10 @@ def _concurrency(value: Any) -> int | None:
 
 def _rate(value: Any) -> float | None:
     """Per second."""
-    if value is None or isinstance(value, float):
-        return value
+    if value is None:
+        return None
     match = _RATE.fullmatch(str(value).strip().lower())
-    rate = float(match[1]) / _SECONDS[match[2]] if match else 0.0
+    rate = value if isinstance(value, float) else float(match[1]) / _SECONDS[match[2]] if match else 0.0
     if not 0 < rate < math.inf:
         raise ValueError(f"rate {value!r} is not executions in a time; write for instance 10/s, 300/m or 1000/h")
     return rate

@@ -210,6 +210,13 @@ def test_api_keys_are_held_as_digests_and_checked_with_their_scopes(monkeypatch:
     monkeypatch.setenv("AGNT5_API_KEYS", f"root,read:eyes, start+answer:sha256:{digest}")
     settings = load_settings()
     assert settings.scopes_of("root") == ALL_SCOPES
+@pytest.mark.parametrize("rate", ["0.0", "-1.5", "nan", "inf"])
+def test_a_rate_in_the_file_that_lets_nothing_through_is_refused(rate: str) -> None:
+    Path("agnt5.toml").write_text(f"[queue_limits.gpu]\nrate = {rate}\n")
+    with pytest.raises(SettingsError, match=r"'queue_limits' in agnt5\.toml: rate .* is not executions in a time"):
+        load_settings()
+
+
     assert settings.scopes_of("eyes") == frozenset({"read"})
     assert settings.scopes_of("deploy") == ALL_SCOPES - {"admin"}
     assert settings.scopes_of("other") is settings.scopes_of("") is settings.scopes_of(digest) is None
