@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import structlog
 from dotenv import dotenv_values
@@ -213,7 +214,7 @@ class Settings(BaseSettings):
     def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value) or not _has_host(value):
             raise ValueError("must be an http:// or https:// address without query, as in http://10.0.0.5:8080")
         return value.rstrip("/")
 
@@ -454,7 +455,10 @@ def _from_variables(variables: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def _dotenv() -> dict[str, str | None]:
-    return dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
+    try:
+        return dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{ENV_FILE} is not UTF-8: {error}") from None
 
 
 def _toml() -> dict[str, Any]:
@@ -484,6 +488,15 @@ def _host_port(text: str) -> tuple[str, int]:
     if not match or not int(match[3]) < 65536:
         raise ValueError(f"{text!r} is not HOST:PORT; write for instance {DEFAULT_HTTP}")
     return match[1] or match[2] or "0.0.0.0", int(match[3])
+
+
+def _has_host(url: str) -> bool:
+    """Whether the URL names a host, and no port that there cannot be."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _source(name: str) -> str:

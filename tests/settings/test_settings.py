@@ -124,6 +124,19 @@ def test_faults_name_the_place_they_came_from() -> None:
     assert "AGNT5_STANDBYS in .env: " in message
 
 
+@pytest.mark.parametrize("field", ["url", "advertised_url", "schema_registry_url"])
+@pytest.mark.parametrize("url", ["http://10.0.0.5:99999", "http://[::1", "http://:8080"])
+def test_an_address_that_cannot_be_one_is_refused_by_name(field: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=f"AGNT5_{field.upper()}: must be an http"):
+        load_settings(**{field: url})
+
+
+def test_an_env_file_that_is_not_utf_8_is_named() -> None:
+    Path(".env").write_bytes(b"AGNT5_GROUP=\xfc\n")
+    with pytest.raises(SettingsError, match=r"\.env is not UTF-8"):
+        load_settings()
+
+
 def test_a_file_that_is_not_toml_is_named() -> None:
     Path("agnt5.toml").write_text("partitions = = 3\n")
     with pytest.raises(SettingsError, match=r"agnt5\.toml is not valid TOML"):
@@ -197,6 +210,13 @@ def test_limits_are_collected_by_queue_and_function(monkeypatch: pytest.MonkeyPa
         load_settings()
 
 
+@pytest.mark.parametrize("rate", ["0.0", "-1.5", "nan", "inf"])
+def test_a_rate_in_the_file_that_lets_nothing_through_is_refused(rate: str) -> None:
+    Path("agnt5.toml").write_text(f"[queue_limits.gpu]\nrate = {rate}\n")
+    with pytest.raises(SettingsError, match=r"'queue_limits' in agnt5\.toml: rate .* is not executions in a time"):
+        load_settings()
+
+
 def test_webhook_secrets_are_collected_by_source_and_rotate() -> None:
     Path("agnt5.toml").write_text('[webhook_secrets]\nstripe = "old"\nslack = ["a", "b"]\n')
     settings = load_settings(webhook_secrets={"my-shop": "s1, s2"})
@@ -210,13 +230,6 @@ def test_api_keys_are_held_as_digests_and_checked_with_their_scopes(monkeypatch:
     monkeypatch.setenv("AGNT5_API_KEYS", f"root,read:eyes, start+answer:sha256:{digest}")
     settings = load_settings()
     assert settings.scopes_of("root") == ALL_SCOPES
-@pytest.mark.parametrize("rate", ["0.0", "-1.5", "nan", "inf"])
-def test_a_rate_in_the_file_that_lets_nothing_through_is_refused(rate: str) -> None:
-    Path("agnt5.toml").write_text(f"[queue_limits.gpu]\nrate = {rate}\n")
-    with pytest.raises(SettingsError, match=r"'queue_limits' in agnt5\.toml: rate .* is not executions in a time"):
-        load_settings()
-
-
     assert settings.scopes_of("eyes") == frozenset({"read"})
     assert settings.scopes_of("deploy") == ALL_SCOPES - {"admin"}
     assert settings.scopes_of("other") is settings.scopes_of("") is settings.scopes_of(digest) is None
