@@ -150,9 +150,9 @@ def presented_key(headers: list[tuple[bytes, bytes]]) -> str | None:
     bearer = None
     for name, value in headers:
         if name == b"x-api-key":
-            return value.decode("latin-1")
+            return value.decode("utf-8", "surrogateescape")  # as settings read keys, and digest them
         if name == b"authorization" and value[:7].lower() == b"bearer ":
-            bearer = value[7:].strip().decode("latin-1")
+            bearer = value[7:].strip().decode("utf-8", "surrogateescape")
     return bearer
 
 
