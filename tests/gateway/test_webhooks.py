@@ -216,6 +216,15 @@ async def test_a_source_without_a_scheme_may_sign_generically(hooked: Processor)
     assert len(answer.json()["runs"]) == 1
 
 
+async def test_forgeries_under_many_names_are_not_counted_by_name(hooked: Processor) -> None:
+    for name in ("my-shop", "my!shop", "my@shop"):  # one secret, and one workflow's source
+        assert (await hooked.http.post(f"/v1/webhooks/{name}", content=b"{}")).status_code == 401
+    text = (await hooked.http.get("/metrics")).text
+    assert 'agnt5_webhooks_total{outcome="forged",source="my-shop"}' in text
+    assert 'source="my!shop"' not in text
+    assert 'source="my@shop"' not in text
+
+
 async def test_unknown_sources_and_missing_secrets_are_told_apart(make_group: MakeGroup) -> None:
     bare = make_group().processors[0]
     assert (await bare.http.post("/v1/webhooks/nobody", json={})).status_code == 404
