@@ -97,6 +97,18 @@ async def test_dead_letters_are_listed_shown_and_redriven(one: Processor) -> Non
     assert (await one.http.post("/v1/dead-letters/0-3/redrive")).status_code == 404
 
 
+async def test_a_dead_letter_whose_original_is_gone_says_so_when_it_is_redriven(
+    one: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def redrive(letter_id: str) -> list[str]:
+        raise LookupError("orders/0 no longer holds offset 7, nor does the letter")
+
+    monkeypatch.setattr(one.engine, "redrive", redrive)
+    answer = await one.http.post("/v1/dead-letters/0-3/redrive")
+    assert answer.status_code == 404
+    assert "orders/0 no longer holds offset 7" in answer.json()["detail"]
+
+
 async def test_workflows_are_listed_with_triggers_and_schema(one: Processor) -> None:
     listed = {flow["name"]: flow for flow in (await one.http.get("/v1/workflows")).json()["items"]}
     assert listed["double"]["input_schema"]["properties"] == {"number": {"type": "integer"}}

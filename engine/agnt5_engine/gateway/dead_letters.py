@@ -52,8 +52,8 @@ def routes(gateway: Gateway) -> APIRouter:
         """Put the original through its way in again; 202 with the runs that came of it."""
         try:
             runs = await engine.redrive(letter_id)
-        except LookupError:
-            raise _unknown(letter_id) from None
+        except LookupError as error:  # the letter, or the original that was too large to be kept in it
+            raise ProblemError(404, "unknown-dead-letter", f"{error}.") from None
         return shaped(StartedRuns(runs=runs), 202)
 
     return api
