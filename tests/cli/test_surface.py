@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,29 @@ def test_doctor_tells_of_each_part_and_what_to_do(offline: Agnt5, monkeypatch: p
     away = offline("doctor", "--broker", "kafka://127.0.0.1:9")
     assert away.code == 1
     assert "Is the broker running" in away.out
+
+
+def test_each_of_several_processes_advertises_an_address_of_its_own(
+    offline: Agnt5, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Mapping[str, str]] = []
+
+    def supervise(command: object, places: Sequence[Mapping[str, str]], vacate: object) -> int:
+        started.extend(places)
+        return 0
+
+    monkeypatch.setattr("agnt5_engine.cli.supervisor.supervise", supervise)
+    several = ("processor", "app.py", "--broker", "kafka://localhost:9092", "--processes", "3")
+    monkeypatch.setenv("AGNT5_HTTP", "127.0.0.1:8080")
+    monkeypatch.setenv("AGNT5_ADVERTISED_URL", "http://node-7:9000/x")
+    assert offline(*several).code == 0
+    assert [place.get("AGNT5_HTTP") for place in started] == [None, "127.0.0.1:8081", "127.0.0.1:8082"]
+    assert [place.get("AGNT5_ADVERTISED_URL") for place in started] == [
+        None,
+        "http://node-7:9001/x",
+        "http://node-7:9002/x",
+    ]
+    monkeypatch.setenv("AGNT5_ADVERTISED_URL", "https://node-7.example")
+    done = offline(*several)
+    assert done.code == 2
+    assert "AGNT5_ADVERTISED_URL" in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -37,7 +38,8 @@ def processor(
 ) -> None:
     """Run the workflows of these modules: join the group, serve the API; a child that dies is started again.
 
-    With several processes, the first listens on AGNT5_HTTP and each further one on the next port."""
+    With several processes, the first listens on AGNT5_HTTP and each further one on the next port; so it is with the
+    port of AGNT5_ADVERTISED_URL."""
     from agnt5_engine.settings import load_settings
 
     settings = load_settings(broker=broker)
@@ -62,6 +64,16 @@ def as_json(json: bool) -> dict[str, str]:
     return {"AGNT5_LOG_FORMAT": "json"} if json else {}
 
 
+def _further(url: str, number: int) -> str:
+    """The address of a further process: of one address for all, no processor could reach another. Exits with 2 when
+    it has no port to count up."""
+    parts = urlsplit(url)
+    if parts.port is None or parts.port + number > 65535:
+        fail(f"AGNT5_ADVERTISED_URL={url}: with several processes it names the first one's port, as in :8080", USAGE)
+    host = parts.netloc.rpartition(":")[0]
+    return parts._replace(netloc=f"{host}:{parts.port + number}").geturl()
+
+
 async def _drop(settings: Settings, place: str) -> None:
     """Have the group give the partitions of a processor that will not come back to the others, at once."""
     if settings.is_embedded:
@@ -83,9 +95,11 @@ async def _drop(settings: Settings, place: str) -> None:
 def _environment(settings: Settings, broker: str | None, number: int) -> dict[str, str]:
     """What a child's settings differ in from ours."""
     environment = {} if broker is None else {"AGNT5_BROKER": broker}
-    if number and settings.http_is_explicit and settings.http_port:
+    if number and (settings.http_is_explicit or settings.advertised_url) and settings.http_port:
         host, _, port = settings.http.rpartition(":")
         environment["AGNT5_HTTP"] = f"{host}:{int(port) + number}"
+    if number and settings.advertised_url:
+        environment["AGNT5_ADVERTISED_URL"] = _further(settings.advertised_url, number)
     if number and settings.instance_id:
         environment["AGNT5_INSTANCE_ID"] = f"{settings.instance_id}-{number}"
     return environment
