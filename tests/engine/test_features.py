@@ -259,6 +259,28 @@ async def test_a_step_given_a_coroutine_is_tried_again_with_a_fresh_one(engine: 
     assert (run.status, run.output) == ("completed", "there"), run.error
 
 
+FRESH: list[int] = []
+
+
+@workflow
+async def retries_a_coroutine_after_a_call(ctx: WorkflowContext) -> str:
+    async def second_time_lucky() -> str:
+        FRESH.append(1)
+        if len(FRESH) < 2:
+            raise ConnectionError("not yet")
+        return "there"
+
+    await slow(ctx, 0.01)
+    return await ctx.step("lucky", second_time_lucky())
+
+
+async def test_the_call_that_makes_a_fresh_coroutine_is_made_though_nothing_else_happens_in_the_partition(
+    engine: Engine,
+) -> None:
+    run = await engine.run("retries_a_coroutine_after_a_call")
+    assert (run.status, run.output) == ("completed", "there"), run.error
+
+
 @function
 async def slow(ctx: FunctionContext, seconds: float) -> None:
     await asyncio.sleep(seconds)
@@ -311,3 +333,27 @@ async def test_run_state_can_be_read_from_outside_after_a_crash(engine: Engine) 
     run_id = await engine.submit("remembers")
     await engine.restart(crash=True)
     assert await engine.processor.state(run_id) == {"phase": "waiting"}
+
+
+@workflow
+async def looks_up_and_remembers(ctx: WorkflowContext) -> None:
+    await slow(ctx, 0.01)
+    await ctx.state.set("phase", "waiting")
+    await ctx.wait_for_signal("never")
+
+
+async def test_the_state_of_a_run_that_has_left_memory_is_read_though_nothing_else_happens_in_its_partition(
+    engine: Engine,
+) -> None:
+    run_id = await engine.submit("looks_up_and_remembers")
+    owner = engine.processor.local_owner(run_id)
+    assert owner is not None
+
+    async def waits() -> bool:
+        return any(w.kind == "signal" for w in (await engine.processor.run(run_id)).waiting_on)
+
+    await engine.until(waits)
+    await owner.checkpoints.write()
+    forget_clean(owner.state, keep=0)
+    assert run_id not in owner.state.runs
+    assert await asyncio.wait_for(engine.processor.state(run_id), 10) == {"phase": "waiting"}

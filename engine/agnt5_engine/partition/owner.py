@@ -122,6 +122,7 @@ class Owner:
             claim=marker.claim if marker else -1,
             now=marker.now if marker else 0,
             listener=self.live.listener,
+            wake=lambda: asyncio.get_running_loop().call_soon(self._act),
         )
         self.steps = Steps(
             state,

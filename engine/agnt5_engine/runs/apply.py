@@ -346,5 +346,9 @@ def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
 
 
 def revive(state: PartitionState, run: Run) -> bool:
-    """Bring the run's code back into memory; False when that has to wait."""
-    return activate.revive(state, run, Held(state.applied, state.now, SETTLE + run.run_id.encode()))
+    """Bring the run's code back into memory; False when that has to wait. That may be for in-place calls, and no record
+    is being applied after which the shell would look for them."""
+    done = activate.revive(state, run, Held(state.applied, state.now, SETTLE + run.run_id.encode()))
+    if state.effects:
+        state.wake()
+    return done

@@ -41,8 +41,11 @@ class PartitionState:
         claim: int = -1,
         now: int = 0,
         listener: Callable[[str], Listener | None] = lambda run_id: None,
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
+        """`wake` tells the shell of effects that no record has brought about."""
         self.listener = listener
+        self.wake = wake
         self.rows = rows
         self.code = code
         self.applied = applied
