@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 from typing import Any
 
@@ -87,6 +88,25 @@ async def step_of(ctx: WorkflowContext, name: str) -> Any:
     return await ctx.step(globals()[name])
 
 
+class Drastic(BaseException):
+    """As libraries have it that want to get past `except Exception`."""
+
+
+@function
+async def exits_in_place(ctx: FunctionContext) -> None:
+    sys.exit("usage: no")
+
+
+@function
+async def raises_the_drastic_in_place(ctx: FunctionContext) -> None:
+    raise Drastic("usage: no")
+
+
+@workflow
+async def in_place(ctx: WorkflowContext, name: str) -> None:
+    await globals()[name](ctx)
+
+
 @workflow
 async def large_output(ctx: WorkflowContext) -> str:
     return "x" * 50_000_000
@@ -128,6 +148,10 @@ STEPS = [
     ("nests", "EncodeError", "deep"),
     ("raises_the_unspeakable", "Unspeakable", "cannot be printed"),
 ]
+CALLS = [
+    ("exits_in_place", "SystemExit", "usage"),
+    ("raises_the_drastic_in_place", "Drastic", "usage"),
+]
 WORKFLOWS = [
     ("large_output", "", "bytes"),
     ("large_state", "", "bytes"),
@@ -139,7 +163,9 @@ WORKFLOWS = [
 
 @pytest.mark.parametrize(
     ("workflow_name", "step", "type_", "told"),
-    [("step_of", *case) for case in STEPS] + [(name, None, *case) for name, *case in WORKFLOWS],
+    [("step_of", *case) for case in STEPS]
+    + [("in_place", *case) for case in CALLS]
+    + [(name, None, *case) for name, *case in WORKFLOWS],
 )
 async def test_what_cannot_be_kept_fails_its_run_with_a_reason_and_its_neighbour_goes_on(
     engine: Engine, workflow_name: str, step: str | None, type_: str, told: str

@@ -33,7 +33,9 @@ class Calls:
             error = e
         except TimeoutError as e:
             error = StepTimeout(f"{call.name} took longer than {call.timeout_ms} ms") if limit.expired() else e
-        except Exception as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # also SystemExit, which ends the process when it escapes
             error = e
         if not self._closed:
             self._finished(key, call.token, result, error)
