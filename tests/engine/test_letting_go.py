@@ -4,10 +4,15 @@ is closed, however the owner was interrupted."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5_engine.partition import stopping
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.table import Table
 from tests.engine.conftest import Engine
@@ -21,6 +26,26 @@ async def charge(ctx: FunctionContext) -> int:
 @workflow
 async def charges(ctx: WorkflowContext) -> int:
     return await ctx.step(charge)
+
+
+ENOUGH = threading.Event()
+
+
+@function
+async def does_not_stop(ctx: FunctionContext) -> None:
+    while not ENOUGH.is_set():
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+
+
+@workflow
+async def steps_that_do_not_stop(ctx: WorkflowContext) -> None:
+    await ctx.step(does_not_stop)
+
+
+@workflow
+async def calls_that_do_not_stop(ctx: WorkflowContext) -> None:
+    await does_not_stop(ctx)
 
 
 def test_a_table_closes_though_somebody_is_in_the_middle_of_its_rows(tmp_path: Path) -> None:
@@ -76,3 +101,20 @@ async def test_results_whose_acks_come_while_the_owner_closes_are_in_its_last_ch
     for owner in owners:
         _, end = await processor.log.bounds(owner.place.journal)
         assert owner.state.applied == end - 1
+
+
+@pytest.mark.parametrize("workflow_name", ["steps_that_do_not_stop", "calls_that_do_not_stop"])
+async def test_code_that_does_not_stop_when_it_is_cancelled_keeps_no_partition_from_its_next_owner(
+    engine: Engine, workflow_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "_SECONDS", 0.5)
+    ENOUGH.clear()
+    processor = engine.processor
+    owner = processor.local.owner(await engine.submit(workflow_name))
+    await asyncio.sleep(0.2)  # it has begun
+    try:
+        await asyncio.wait_for(processor._give_up(processor.owned(), save=True), 10)
+    finally:
+        ENOUGH.set()
+    assert owner.checkpoints._written == owner.state.applied
+    Table(owner.table.path).close()  # nobody else has it open

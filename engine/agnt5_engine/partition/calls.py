@@ -8,6 +8,7 @@ from functools import partial
 
 from agnt5.errors import StepTimeout
 from agnt5.replay.protocol import InPlaceCall
+from agnt5_engine.partition.stopping import stopped
 
 
 class Calls:
@@ -55,4 +56,4 @@ class Calls:
         tasks = [t for group in self._tasks.values() for t in group]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stopped(tasks, "in-place calls")

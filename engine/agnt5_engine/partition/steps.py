@@ -22,6 +22,7 @@ from agnt5.replay.activation import Activation
 from agnt5.replay.entries import UsedUp
 from agnt5.replay.protocol import StepAsk
 from agnt5_engine.partition.gates import Gate, Gates
+from agnt5_engine.partition.stopping import stopped
 from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.commit import drop_activation
@@ -202,7 +203,7 @@ class Steps:
         tasks = [a.task for a in self._running.values() if a.task is not None]
         for attempt in list(self._running.values()):
             attempt.abandon()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stopped(tasks, "steps")
 
 
 class _Attempt:
