@@ -12,6 +12,7 @@ import pytest
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
 from agnt5.replay.protocol import InPlaceCall
 from agnt5_engine.partition.calls import Calls
+from agnt5_engine.runs.model import Run
 from tests.engine.conftest import Engine
 
 
@@ -43,6 +44,26 @@ async def leaves_twice(ctx: WorkflowContext) -> list:
     return list(await ctx.parallel(ctx.step(leaves), ctx.step(leaves)))
 
 
+RUNNING: list[int] = []
+
+
+@function(retries={"max_attempts": 2, "initial_interval_ms": 3_600_000})
+async def beside(ctx: FunctionContext, fail: bool) -> int:
+    """How many others run."""
+    if fail and ctx.attempt == 0:
+        raise ValueError
+    RUNNING.append(1)
+    await asyncio.sleep(0.01)
+    found = len(RUNNING) - 1
+    RUNNING.pop()
+    return found
+
+
+@workflow
+async def looks_beside(ctx: WorkflowContext, times: int = 1, fail: bool = False) -> list:
+    return list(await ctx.parallel(*(ctx.step(beside, fail) for _ in range(times))))
+
+
 @workflow
 async def tries_later(ctx: WorkflowContext) -> int:
     return await ctx.step(fails_once)
@@ -62,20 +83,40 @@ async def narrow(tmp_path: Path) -> AsyncIterator[Engine]:
         await engine.stop()
 
 
+async def tried(engine: Engine, run_id: str) -> Run:
+    """The run, when its first step waits for its second attempt."""
+    run = engine.processor.local.owner(run_id).state.runs[run_id]
+
+    async def failed() -> bool:
+        return run.pending["0"].retry_at is not None
+
+    await engine.until(failed)
+    return run
+
+
 async def test_a_step_that_is_given_up_before_its_code_has_begun_keeps_no_slot(narrow: Engine) -> None:
     run_id = await narrow.submit("tries_later")
     owner = narrow.processor.local.owner(run_id)
-
-    async def failed() -> bool:
-        return owner.state.runs[run_id].pending["0"].retry_at is not None
-
-    await narrow.until(failed)
-    owner.state.runs[run_id].pending["0"].retry_at = None  # an hour later
+    (await tried(narrow, run_id)).pending["0"].retry_at = None  # an hour later
     owner.steps.execute(run_id, "0")
     owner.steps.abandon(run_id, "0")
     assert (await narrow.run("charges")).output == 1
     assert narrow.processor._slots.running == 0
     assert owner.state.runs[run_id].executing == 0
+
+
+async def test_a_step_that_had_the_process_to_itself_leaves_its_functions_limit_as_it_was(tmp_path: Path) -> None:
+    limited = await Engine(tmp_path, function_limits={"beside": {"concurrency": 1}}).start()
+    try:
+        run_id = await limited.submit("looks_beside", b'{"fail": true}')
+        owner = limited.processor.local.owner(run_id)
+        step = (await tried(limited, run_id)).pending["0"]
+        step.retry_at, step.restarts = None, 3  # an hour later, when as many owners have died with it
+        owner.steps.execute(run_id, "0")
+        assert (await asyncio.wait_for(limited.processor.finished(run_id), 30)).output == [0]
+        assert (await limited.run("looks_beside", b'{"times": 4}')).output == [0, 0, 0, 0]
+    finally:
+        await limited.stop()
 
 
 async def test_what_a_step_leaves_in_its_context_is_not_there_for_the_step_that_waited_for_its_slot(

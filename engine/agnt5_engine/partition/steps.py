@@ -145,12 +145,13 @@ class Steps:
             options = StepOptions.from_json(p.ask.options)
         if options.queue is not None and self._dispatch(run, p, path):
             return
-        if self._gates is not None and function is not None:
+        alone = p.restarts >= _ISOLATED_FROM  # then no limit is of any matter
+        if self._gates is not None and function is not None and not alone:
             gate = self._gates.of(options.queue, function.name)
         attempt = _Attempt(self, run, p.ask, p.attempt, function, options, gate)
         self._running[key] = attempt
         run.executing += 1
-        if p.restarts >= _ISOLATED_FROM:
+        if alone:
             self._slots.take_alone(attempt.announce)
         elif gate is not None:
             gate.submit(attempt)
