@@ -14,7 +14,8 @@ import pytest
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
 from agnt5_engine.partition import stopping
 from agnt5_engine.partition.owner import Owner
-from agnt5_engine.partition.table import Table
+from agnt5_engine.partition.table import NoRoomError, Table
+from agnt5_engine.processor import Processor
 from tests.engine.conftest import Engine
 
 
@@ -101,6 +102,35 @@ async def test_results_whose_acks_come_while_the_owner_closes_are_in_its_last_ch
     for owner in owners:
         _, end = await processor.log.bounds(owner.place.journal)
         assert owner.state.applied == end - 1
+
+
+async def test_a_disk_that_is_full_at_the_last_checkpoint_keeps_no_partition_from_its_next_owner(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor, closed = engine.processor, []
+    run_id = await engine.submit("charges")
+    owner = processor.local.owner(run_id)
+    close = owner._checkpointer.close
+
+    async def noted() -> None:
+        closed.append(owner)
+        await close()
+
+    def full(*_given: object) -> None:
+        raise NoRoomError("no room left")
+
+    monkeypatch.setattr(owner._checkpointer, "close", noted)
+    monkeypatch.setattr(owner.table, "write", full)
+    await processor._give_up(processor.owned(), save=True)
+    assert closed == [owner]
+    processor._open_soon(owner.partition)
+    assert (await asyncio.wait_for(finished(processor, run_id), 10)) == 1
+
+
+async def finished(processor: Processor, run_id: str) -> object:
+    while processor.local_owner(run_id) is None:
+        await asyncio.sleep(0.01)
+    return (await processor.finished(run_id)).output
 
 
 @pytest.mark.parametrize("workflow_name", ["steps_that_do_not_stop", "calls_that_do_not_stop"])
