@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import structlog
 
 from agnt5_engine.records.rows import OutboxRow
-from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TooLargeError, TransportError
+from agnt5_engine.transport.base import BadTopicError, Message, RetriableError
 
 log = structlog.get_logger()
 
@@ -19,6 +19,7 @@ log = structlog.get_logger()
 Publish = Callable[[str, Sequence[Message]], Awaitable[None]]
 
 _BATCH = 1000
+_LONGEST = 30.0  # seconds between two tries
 
 
 class Sender:
@@ -32,6 +33,7 @@ class Sender:
         self._delivered = delivered
         self._waiting: dict[str, dict[str, None]] = {}  # topic -> IDs
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._refused: dict[str, asyncio.TimerHandle] = {}  # tried again when the topic may have been changed
 
     def send(self, id: str) -> None:
         row = self._outbox().get(id)
@@ -60,13 +62,29 @@ class Sender:
                 )
                 self._delivered([r.id for r in rows])
                 return
-            except (RetriableError, BadTopicError, TooLargeError, TransportError) as e:
+            except (RetriableError, BadTopicError) as e:
                 # It stays in the outbox, and with it in the table: a topic that is missing today may be there tomorrow.
                 log.warning("outbox.retry", topic=topic, rows=len(rows), error=str(e), delay=delay)
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 30)
+                delay = min(delay * 2, _LONGEST)
+            except Exception as e:
+                # One of them is refused for what it is. The others do not wait for it.
+                if (half := len(rows) // 2) > 0:
+                    await self._deliver(topic, [r.id for r in rows[:half]])
+                    await self._deliver(topic, [r.id for r in rows[half:]])
+                else:
+                    id = rows[0].id
+                    log.warning("outbox.refused", topic=topic, id=id, error=str(e) or repr(e), delay=_LONGEST)
+                    self._refused[id] = asyncio.get_running_loop().call_later(_LONGEST, self._again, id)
+                return
+
+    def _again(self, id: str) -> None:
+        self._refused.pop(id, None)
+        self.send(id)
 
     async def close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for alarm in self._refused.values():
+            alarm.cancel()
