@@ -74,6 +74,15 @@ async def test_signals_are_buffered_in_order_and_deduplicated(engine: Engine) ->
     assert (await engine.processor.finished(run_id)).output == [1, 2, 3]
 
 
+async def test_whoever_sends_a_signal_that_is_on_its_way_already_is_told_of_it_too(engine: Engine) -> None:
+    one, other = [await engine.submit("signalled", session_id="s") for _ in range(2)]
+    sent = [engine.processor.signal(run_id, "go", 1, "a") for run_id in (one, one, other, one, other)]
+    await asyncio.wait_for(asyncio.gather(*sent), 10)
+    owner = engine.processor.local.owner(one)
+    assert [len(owner.state.runs[run_id].commands) for run_id in (one, other)] == [1, 1]
+    assert not owner.live._verdicts
+
+
 @workflow
 async def parent(ctx: WorkflowContext, n: int) -> dict:
     handle = await ctx.start(child, n)

@@ -45,21 +45,27 @@ class Live:
     """The waiters of one partition."""
 
     def __init__(self) -> None:
-        self._verdicts: dict[str, asyncio.Future[Verdict]] = {}
+        self._verdicts: dict[str, list[asyncio.Future[Verdict]]] = {}
         self._watchers: dict[str, set[Watcher]] = {}
 
     def expect(self, command_id: str) -> asyncio.Future[Verdict]:
+        """The next verdict on this command that is not another's. A signal's ID is its sender's, who may send it again
+        while it is on its way."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._verdicts[command_id] = future
+        self._verdicts.setdefault(command_id, []).append(future)
         return future
 
     def verdict(self, v: Verdict) -> None:
-        future = self._verdicts.pop(v.command_id, None)
-        if future is not None and not future.done():
-            future.set_result(v)
+        for future in self._verdicts.get(v.command_id, ()):
+            if not future.done():
+                future.set_result(v)
+                return
 
     def forget(self, command_id: str) -> None:
-        self._verdicts.pop(command_id, None)
+        """Somebody has his verdict, or waits no more."""
+        waiting = [future for future in self._verdicts.pop(command_id, ()) if not future.done()]
+        if waiting:
+            self._verdicts[command_id] = waiting
 
     def watch(self, run_id: str) -> Watcher:
         watcher = Watcher()
@@ -92,7 +98,7 @@ class Live:
         return RunListener(self, run_id)
 
     def close(self, partition: int) -> None:
-        for future in self._verdicts.values():
+        for future in (future for waiting in self._verdicts.values() for future in waiting):
             if not future.done():
                 future.set_exception(PartitionMoved(partition))
                 future.exception()  # whoever still waits gets it; nobody need
