@@ -48,6 +48,7 @@ from agnt5_engine.runs.effects import (
     Abandon,
     Append,
     Call,
+    DropTimer,
     Effect,
     Execute,
     InterruptCall,
@@ -527,6 +528,9 @@ class Owner:
                     self.sending.add(id)
             case SetTimer(due, run_id, path):
                 heapq.heappush(self.timers, (due, run_id, path))
+            case DropTimer(due, run_id, path):
+                self.timers = [timer for timer in self.timers if timer != (due, run_id, path)]
+                heapq.heapify(self.timers)
             case Verdict(command_id):
                 self.verdicts[command_id] += 1
             case Abandon(run_id, path, _):

@@ -38,6 +38,7 @@ from agnt5_engine.runs.effects import (
     Abandon,
     Append,
     Call,
+    DropTimer,
     Effect,
     Execute,
     InterruptCall,
@@ -342,6 +343,8 @@ class Owner:
                         self._sender.send(id)
                     case SetTimer(due, run_id, path):
                         self.timers.set(due, run_id, path)
+                    case DropTimer(due, run_id, path):
+                        self.timers.drop(due, run_id, path)
                     case Verdict():
                         self.live.verdict(e)
                     case Moved(run_id, ended):

@@ -14,6 +14,9 @@ from collections.abc import Callable
 #: Timers that fire before the loop has a turn for others.
 _AT_ONCE = 500
 
+#: Dropped timers that are left in the heap until they are due; more are taken out when they are half of it.
+_FEW = 100
+
 #: Goes on while the machine sleeps, wherever there is such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -30,6 +33,7 @@ class Timers:
     def __init__(self, fire: Callable[[str, str], None]) -> None:
         self._fire = fire
         self._heap: list[tuple[int, str, str]] = []
+        self._dropped: set[tuple[int, str, str]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_due = 0
         self.skew = time.time_ns() // 1_000_000 - steady_ms()  # log time minus the steady one
@@ -39,9 +43,20 @@ class Timers:
         return steady_ms() + self.skew
 
     def set(self, due: int, run_id: str, path: str) -> None:
-        heapq.heappush(self._heap, (due, run_id, path))
+        timer = (due, run_id, path)
+        heapq.heappush(self._heap, timer)
+        self._dropped.discard(timer)
         if self._alarm is None or due < self._alarm_due:
             self._arm()
+
+    def drop(self, due: int, run_id: str, path: str) -> None:
+        """Nobody waits for it any more: a limit of hours on what takes a moment must not be kept for hours."""
+        dropped = self._dropped
+        dropped.add((due, run_id, path))
+        if len(dropped) > max(_FEW, len(self._heap) // 2):
+            self._heap = [timer for timer in self._heap if timer not in dropped]
+            heapq.heapify(self._heap)
+            dropped.clear()
 
     def _arm(self) -> None:
         if self._alarm is not None:
@@ -59,8 +74,11 @@ class Timers:
         for _ in range(_AT_ONCE):
             if not self._heap or self._heap[0][0] > now:
                 break
-            _, run_id, path = heapq.heappop(self._heap)
-            self._fire(run_id, path)
+            timer = heapq.heappop(self._heap)
+            if timer in self._dropped:
+                self._dropped.discard(timer)
+            else:
+                self._fire(*timer[1:])
         self._arm()
 
     def near(self, ahead: int, most: int) -> list[str]:
@@ -72,7 +90,8 @@ class Timers:
             due, at = heapq.heappop(todo)
             if due > limit:
                 break
-            found.append(heap[at][1])
+            if heap[at] not in self._dropped:
+                found.append(heap[at][1])
             for child in (2 * at + 1, 2 * at + 2):
                 if child < len(heap):
                     heapq.heappush(todo, (heap[child][0], child))
@@ -82,6 +101,7 @@ class Timers:
         if self._alarm is not None:
             self._alarm.cancel()
         self._heap.clear()
+        self._dropped.clear()
 
     def __len__(self) -> int:
         return len(self._heap)

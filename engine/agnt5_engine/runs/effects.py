@@ -43,6 +43,14 @@ class SetTimer(NamedTuple):
     path: str
 
 
+class DropTimer(NamedTuple):
+    """Nobody waits for that timer any more."""
+
+    due: int
+    run_id: str
+    path: str
+
+
 class Append(NamedTuple):
     """Write this record of the owner's to its own journal partition."""
 
@@ -105,6 +113,7 @@ Effect: TypeAlias = (
     | Abandon
     | StepAlive
     | SetTimer
+    | DropTimer
     | Append
     | Send
     | Call

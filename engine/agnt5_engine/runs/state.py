@@ -11,7 +11,7 @@ from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import JournalRecord
 from agnt5_engine.records.rows import EarlyCancelRow, Held, HistoryRow, OutboxRow, ScheduleRow
 from agnt5_engine.runs import table
-from agnt5_engine.runs.effects import Effect, Verdict
+from agnt5_engine.runs.effects import DropTimer, Effect, Verdict
 from agnt5_engine.runs.model import Pending, Run, Session, User
 from agnt5_engine.runs.rows import next_seq, pending_of, run_of, session_of, user_of
 
@@ -180,6 +180,8 @@ class PartitionState:
             return None
         if p.stored:
             run.gone[path] = p
+        if (due := p.due) is not None and due > self.now:
+            self.effects.append(DropTimer(due, run.run_id, path))
         if p.kept:
             run.keeps -= 1
         elif isinstance(p.ask, TellChildAsk):
