@@ -45,27 +45,26 @@ class Live:
     """The waiters of one partition."""
 
     def __init__(self) -> None:
-        self._verdicts: dict[str, list[asyncio.Future[Verdict]]] = {}
+        self._verdicts: dict[tuple[str, str], list[asyncio.Future[Verdict]]] = {}  # by run and command
         self._watchers: dict[str, set[Watcher]] = {}
 
-    def expect(self, command_id: str) -> asyncio.Future[Verdict]:
-        """The next verdict on this command that is not another's. A signal's ID is its sender's, who may send it again
-        while it is on its way."""
+    def expect(self, run_id: str, command_id: str) -> asyncio.Future[Verdict]:
+        """What the run will make of the command. Whoever sends a signal chooses its ID, so several may wait for one."""
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._verdicts.setdefault(command_id, []).append(future)
+        self._verdicts.setdefault((run_id, command_id), []).append(future)
         return future
 
     def verdict(self, v: Verdict) -> None:
-        for future in self._verdicts.get(v.command_id, ()):
+        for future in self._verdicts.pop((v.run_id, v.command_id), ()):
             if not future.done():
                 future.set_result(v)
-                return
 
-    def forget(self, command_id: str) -> None:
-        """Somebody has his verdict, or waits no more."""
-        waiting = [future for future in self._verdicts.pop(command_id, ()) if not future.done()]
-        if waiting:
-            self._verdicts[command_id] = waiting
+    def forget(self, run_id: str, command_id: str) -> None:
+        """Somebody waits no more."""
+        if (waiting := self._verdicts.pop((run_id, command_id), None)) is not None:
+            waiting = [future for future in waiting if not future.done()]
+            if waiting:
+                self._verdicts[run_id, command_id] = waiting
 
     def watch(self, run_id: str) -> Watcher:
         watcher = Watcher()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from typing import Any
-from weakref import WeakValueDictionary
 
 from pydantic_core import from_json, to_json
 
@@ -72,7 +71,6 @@ class LocalRuns:
         self._partitions = partitions
         self._owner_of = owner_of
         self._owners = owners
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def owner(self, run_id: str) -> Owner:
         if not is_run_id(run_id):
@@ -106,9 +104,7 @@ class LocalRuns:
     async def signal(self, run_id: str, name: str, payload: Any, signal_id: str | None) -> None:
         command = f"signal:{signal_id}" if signal_id is not None else new_command_id()
         record = SignalSent(run_id, command, name, self._payload(run_id, payload))
-        # Who sends a signal chooses its ID, and verdicts are told by it: signals of one ID take turns.
-        async with self._turns.setdefault(command, asyncio.Lock()):
-            self._accepted(await self._command(run_id, command, record))
+        self._accepted(await self._command(run_id, command, record))
 
     async def cancel(self, run_id: str, *, force: bool) -> None:
         self._known(run_id)
@@ -131,14 +127,14 @@ class LocalRuns:
     async def _command(self, run_id: str, command_id: str, record: Any) -> Verdict:
         """Append the command and wait for the verdict that applying it gives."""
         owner = self.owner(run_id)
-        expected = owner.live.expect(command_id)
+        expected = owner.live.expect(run_id, command_id)
         owner.append(run_id, record)
         try:
             return await expected
         except PartitionMoved:
             raise NotHere(owner.partition, None) from None
         finally:
-            owner.live.forget(command_id)
+            owner.live.forget(run_id, command_id)
 
     @staticmethod
     def _accepted(verdict: Verdict) -> None:
@@ -199,9 +195,7 @@ class LocalRuns:
                 raise UnknownRun(run_id)
             if not run.begun or run.ended or run.ending or run.status == "paused":
                 break
-            revived = revive(owner.state, run)
-            owner._act()  # or the calls in place that it asks for would wait for the partition's next record
-            if revived:
+            if revive(owner.state, run):
                 break
             await asyncio.sleep(0.02)
         if run.activation is None:
