@@ -98,13 +98,13 @@ class Processor:
     async def join(self) -> None:
         """Open the log, see to the topics, join the group. Waits for a broker that is away."""
         self.log = open_log(self.settings.broker, self.settings)
+        self.publisher = Publisher(self.log, self.settings)
+        self.ingest = Ingest(self)
         delay = 0.5
         while True:
             try:
                 self._cluster_id = await self.log.cluster_id()
                 await topics.ensure(self.log, self.settings)
-                self.publisher = Publisher(self.log, self.settings)
-                self.ingest = Ingest(self)
                 await self.ingest.prepare()
                 break
             except RetriableError as e:
