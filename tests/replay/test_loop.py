@@ -12,7 +12,7 @@ import uvloop
 from agnt5 import WorkflowContext, function, workflow
 from agnt5.replay.activation import Activation
 from agnt5.replay.loop import due_ms
-from agnt5.replay.protocol import Completed, Resolved, RunInfo, Turn
+from agnt5.replay.protocol import Completed, Errored, Resolved, RunInfo, Turn
 
 NOW = 1_700_000_000_123
 
@@ -182,3 +182,55 @@ def test_task_groups_cancel_in_the_same_order_in_every_replay() -> None:
         assert isinstance(turn.outcome, Completed)
         ends.add(turn.outcome)
     assert len(ends) == 1
+
+
+async def leg(ctx: WorkflowContext, x: int) -> int:
+    return int(await ctx.step(work, x))
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_as_completed_numbers_its_coroutines_in_the_order_given_and_not_by_their_addresses(kind: Any) -> None:
+    async def legs(ctx: WorkflowContext) -> list[int]:
+        return [await first for first in asyncio.as_completed(kind([leg(ctx, x) for x in range(8)]))]
+
+    for _ in range(5):  # each time at other addresses
+        live = activation(legs)
+        asked = live.start(NOW).asks
+        assert [(ask.path, ask.input) for ask in asked] == [  # type: ignore[union-attr]
+            (f"{x}/0", b'{"args":[%d],"kwargs":{}}' % x) for x in range(8)
+        ]
+        live.evict()
+
+
+def test_as_completed_of_a_set_of_coroutines_is_refused_since_no_replay_could_repeat_its_order() -> None:
+    async def legs(ctx: WorkflowContext) -> None:
+        made = {leg(ctx, x) for x in range(2)}
+        try:
+            for first in asyncio.as_completed(made):
+                await first
+        finally:
+            for coroutine in made:
+                coroutine.close()
+
+    outcome = activation(legs).start(NOW).outcome
+    assert isinstance(outcome, Errored)
+    assert (outcome.error.type, "give asyncio.as_completed a list" in outcome.error.message) == ("TypeError", True)
+
+
+def test_what_gather_returns_has_the_same_place_in_a_set_in_every_replay() -> None:
+    async def gathers(ctx: WorkflowContext) -> list[int]:
+        made = [asyncio.gather(asyncio.sleep(0, x)) for x in range(8)]
+        done, _ = await asyncio.wait(made)
+        return [future.result()[0] for future in done]
+
+    outcomes = {activation(gathers).start(NOW).outcome for _ in range(5)}
+    assert len(outcomes) == 1
+
+
+async def test_outside_of_workflows_asyncio_is_what_it_was() -> None:
+    made = {asyncio.sleep(0, x) for x in range(8)}
+    assert {await first for first in asyncio.as_completed(made)} == set(range(8))
+    future = asyncio.gather(asyncio.sleep(0))
+    assert hash(future) == object.__hash__(future)
+    done, rest = await asyncio.wait([future])
+    assert (type(done), type(rest)) == (set, set)

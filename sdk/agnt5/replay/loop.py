@@ -13,7 +13,7 @@ import sys
 import zlib
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -285,6 +285,42 @@ _TOLD = {
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("__") and _name not in DeterministicLoop.__dict__:
         setattr(DeterministicLoop, _name, _refused(_name))
+
+
+# ------------------------------------------------------------------ what asyncio itself puts into sets
+
+
+class _AsGiven(set[Any]):
+    """A set that is gone through in the order in which it was given."""
+
+    def __init__(self, given: Iterable[Any]) -> None:
+        if isinstance(given, (set, frozenset)) and any(map(asyncio.iscoroutine, given)):
+            raise TypeError(
+                "a set of coroutines has another order in every replay, so their steps would be mistaken for each "
+                "other's: give asyncio.as_completed a list"
+            )
+        self._given = dict.fromkeys(given)
+        super().__init__(self._given)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._given)
+
+
+def _set(*given: Iterable[Any]) -> set[Any]:
+    """`set` for the code of `asyncio.as_completed`, which makes its tasks in the order of one: for coroutines that is
+    the order of their memory addresses, and each replay would number their branches in another."""
+    ours = given and isinstance(events._get_running_loop(), DeterministicLoop)
+    return _AsGiven(*given) if ours else set(*given)
+
+
+def _gathering_hash(future: Any) -> int:
+    """What `asyncio.gather` returns is a future of its own kind: `asyncio.wait` gives several back in a set."""
+    stable = isinstance(future.get_loop(), DeterministicLoop)
+    return StableFuture.__hash__(future) if stable else object.__hash__(future)
+
+
+asyncio.tasks.set = _set  # type: ignore[attr-defined]
+asyncio.tasks._GatheringFuture.__hash__ = _gathering_hash  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------ async generators
