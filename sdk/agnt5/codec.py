@@ -57,10 +57,11 @@ def encode_plain(value: Any) -> bytes:
     plain = _plain(value, "", 0)
     try:
         data = to_json(plain, by_alias=False, round_trip=True, inf_nan_mode="constants", bytes_mode="base64")
-        from_json(data, allow_inf_nan=False)
+        written = from_json(data, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise EncodeError(f"a value of type {type_name(type(value))} cannot be kept as JSON: {error}") from None
-    return data
+    ordered = _sets_sorted(plain, written)
+    return data if ordered == written else to_json(ordered)
 
 
 def decode_plain(data: bytes) -> Any:
@@ -267,6 +268,27 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     except (PydanticSerializationError, ValueError, RecursionError):
         raise EncodeError(f"a value of type {type_name(type(value))}{_at(where)} cannot be kept as JSON") from None
     return value
+
+
+def _sets_sorted(value: Any, written: Any) -> Any:
+    """`written`, the JSON of `value`, with the sets in models and dataclasses in a stable order too: what a step is
+    asked with says whether it has been done already, and strings hash differently in every process."""
+    if isinstance(written, list) and isinstance(value, (set, frozenset, list, tuple, deque)):
+        if len(value) != len(written):
+            return written
+        members = list(map(_sets_sorted, value, written))
+        return sorted(members, key=to_json) if isinstance(value, (set, frozenset)) else members
+    if not isinstance(written, dict):
+        return written
+    if isinstance(value, Mapping):
+        named: dict[str, Any] = dict(zip(written, value.values(), strict=False)) if len(value) == len(written) else {}
+    elif isinstance(value, BaseModel):
+        named = dict(value)
+    elif is_dataclass(value):
+        named = {field.name: getattr(value, field.name, None) for field in fields(value)}
+    else:
+        return written
+    return {name: _sets_sorted(named.get(name), member) for name, member in written.items()}
 
 
 def _key(key: Any, where: str) -> str:

@@ -224,6 +224,25 @@ def test_a_set_is_written_in_an_order_that_hashing_does_not_change() -> None:
     assert encode_plain({"s": {"b", "a", "c"}}) == b'{"s":["a","b","c"]}'
 
 
+class Labels(BaseModel):
+    names: set[str]
+    by_number: dict[int, list[frozenset[str]]]
+
+
+@dataclass
+class Labelled:
+    names: set[str]
+    inside: Labels
+
+
+def test_so_is_a_set_in_a_model_or_a_dataclass() -> None:
+    many = [chr(ord("a") + i) for i in range(26)]
+    given = Labelled(set(many), Labels(names=set(many), by_number={1: [frozenset(many)], 2: []}))
+    written = {"names": many, "inside": {"names": many, "by_number": {"1": [many], "2": []}}}
+    assert decode_plain(encode_plain({"args": [given, given.inside]})) == {"args": [written, written["inside"]]}
+    assert codec_for(Labelled).decode(encode_plain(given)) == given
+
+
 @pytest.mark.parametrize(
     ("annotation", "returned", "got"),
     [
