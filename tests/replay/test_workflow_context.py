@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -715,6 +715,84 @@ async def test_a_failed_run_goes_on_from_what_failed() -> None:
         assert done == ["charge", "ship", "ship", "ship"]
         assert env.session_state(handle.run_id) == {"orders": 1}
         assert env.replay(handle).complete
+
+
+async def test_a_child_that_failed_goes_on_when_the_next_attempt_of_its_parent_asks_for_it() -> None:
+    done: list[str] = []
+
+    @function(retries=1)
+    async def charge() -> None:
+        done.append("charge")
+
+    @function(retries=1)
+    async def ship() -> str:
+        done.append("ship")
+        if done.count("ship") < 3:
+            raise ValueError("no lorry")
+        return "shipped"
+
+    @workflow(name="delivery", timeout=100)
+    async def delivery(ctx: WorkflowContext) -> str:
+        await ctx.step(charge)
+        await ctx.sleep(60)
+        return cast("str", await ctx.step(ship))
+
+    @workflow(name="notice")
+    async def notice(ctx: WorkflowContext) -> str:
+        await ctx.sleep(30)
+        return "noticed"
+
+    @workflow(retries=2)
+    async def order(ctx: WorkflowContext) -> list[Any]:
+        noticed = await ctx.start(notice)  # completes while its parent's first attempt is in the other child
+        shipped = await ctx.call(delivery)
+        await ctx.sleep(60)
+        return [await noticed.result(), shipped, ctx.attempt]
+
+    async with TestEnvironment() as env:
+        handle = await env.start(order)
+        assert await handle.result() == ["noticed", "shipped", 2]
+        assert done == ["charge", "ship", "ship", "ship"]
+        assert env.replay(handle).complete
+
+
+async def test_a_child_that_completed_after_its_parent_failed_is_not_waited_for_in_vain() -> None:
+    @workflow(name="slow_child")
+    async def slow(ctx: WorkflowContext) -> str:
+        await ctx.sleep(30)
+        return "slow"
+
+    @function(retries=1)
+    async def fails(ctx: FunctionContext, attempt: int) -> None:
+        if not attempt:
+            raise ValueError("once")
+
+    @workflow(retries=1)
+    async def parent(ctx: WorkflowContext) -> Any:
+        if not ctx.attempt:
+            await ctx.start(slow.options(id="named"))
+            return await ctx.step(fails, ctx.attempt)
+        await asyncio.sleep(60)  # the child has ended when it is asked for
+        return await ctx.call(slow.options(id="named"))
+
+    async with TestEnvironment() as env:
+        assert await env.run(parent) == "slow"
+
+
+async def test_a_new_attempt_has_the_whole_time_of_its_workflow() -> None:
+    @function(retries=1)
+    async def fails_once(attempt: int) -> int:
+        if not attempt:
+            raise ValueError("once")
+        return attempt
+
+    @workflow(timeout=100, retries=1)
+    async def limited(ctx: WorkflowContext) -> Any:
+        await ctx.sleep(60 + ctx.attempt, name=f"attempt {ctx.attempt}")
+        return await ctx.step(fails_once, ctx.attempt)
+
+    async with TestEnvironment() as env:
+        assert await env.run(limited) == 1
 
 
 async def test_progress_and_log_lines_are_live_only() -> None:

@@ -36,7 +36,7 @@ from agnt5.replay.questions import check_answer
 from agnt5.state import apply_changes
 from agnt5.testing.handle import Question, RunHandle, question_of
 from agnt5.testing.mocks import Mocks
-from agnt5.testing.run import Retry, TestRun
+from agnt5.testing.run import GoOn, Retry, TestRun
 from agnt5.workflow import Workflow
 
 
@@ -80,10 +80,10 @@ class TestEnvironment:
         self._runs: dict[str, TestRun] = {}
         self._sessions: dict[str, dict[str, bytes]] = {}
         self._users: dict[str, tuple[int, dict[str, bytes]]] = {}
-        self._queue: deque[tuple[TestRun, Event | Retry | None]] = deque()
-        self._held: dict[str, deque[tuple[TestRun, Event | Retry | None]]] = {}
+        self._queue: deque[tuple[TestRun, Event | Retry | GoOn | None]] = deque()
+        self._held: dict[str, deque[tuple[TestRun, Event | Retry | GoOn | None]]] = {}
         self._in_place: dict[str, TestRun] = {}
-        self._timers: list[tuple[int, int, TestRun | asyncio.Future[None], Event | Retry | None]] = []
+        self._timers: list[tuple[int, int, TestRun | asyncio.Future[None], Event | Retry | GoOn | None]] = []
         self._timer_count = 0
         self._changed = asyncio.Event()
         self._applying = False
@@ -175,13 +175,19 @@ class TestEnvironment:
         info = RunInfo(run_id, workflow.name, session, user_id or session, 0, {})
         run = self._runs[run_id] = TestRun(self, workflow, info, input, parent)
         self.post(run, None)
-        if workflow.timeout_ms is not None:
-            self.at(self.now_ms + workflow.timeout_ms, run, Cancelled("timeout"))
+        self.arm_deadline(run)
         return run
+
+    def arm_deadline(self, run: TestRun) -> None:
+        """Start the run's own time-out, if its workflow has one; a new attempt has the whole of it again."""
+        if run.workflow.timeout_ms is not None:
+            run.deadline = self.now_ms + run.workflow.timeout_ms
+            self.at(run.deadline, run, Cancelled("timeout"))
 
     def start_child(self, parent: TestRun, ask: ChildAsk) -> TestRun:
         known = self._runs.get(ask.run_id)
-        if known is not None:  # a retried parent asks again
+        if known is not None:
+            known.asked_again(parent, ask.path)
             return known
         workflow = registry.workflow(ask.workflow)
         session, user = ask.session_id or parent.info.session_id, ask.user_id or parent.info.user_id
@@ -239,7 +245,7 @@ class TestEnvironment:
 
     # ------------------------------------------------------------------ one event after the other
 
-    def post(self, run: TestRun, event: Event | Retry | None) -> None:
+    def post(self, run: TestRun, event: Event | Retry | GoOn | None) -> None:
         self._queue.append((run, event))
         self._changed.set()
 
@@ -305,10 +311,10 @@ class TestEnvironment:
         self._latest = max(self._latest, time.monotonic_ns() // 1_000_000 + self._skipped)
         return self._latest
 
-    def at(self, due: int, run: TestRun, event: Event | Retry) -> None:
+    def at(self, due: int, run: TestRun, event: Event | Retry | GoOn) -> None:
         self._push(due, run, event)
 
-    def _push(self, due: int, whom: TestRun | asyncio.Future[None], event: Event | Retry | None) -> None:
+    def _push(self, due: int, whom: TestRun | asyncio.Future[None], event: Event | Retry | GoOn | None) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (due, self._timer_count, whom, event))
         self._changed.set()

@@ -57,6 +57,10 @@ class Retry(NamedTuple):
     attempt: int
 
 
+class GoOn(NamedTuple):
+    """A later attempt of its parent asks for a child that did not complete."""
+
+
 class TestRun:
     """Applies one event after the other to one run; everything it asks for is done by the environment."""
 
@@ -74,12 +78,13 @@ class TestRun:
         self.workflow = workflow
         self.info = info
         self.input = input
-        self.parent = parent
+        self.parents = [] if parent is None else [parent]
         self.status = "running"
         self.output: bytes | None = None
         self.error: ErrorInfo | None = None
         self.created_at = env.now_ms
         self.finished_at: int | None = None
+        self.deadline: int | None = None
         self.open: dict[str, Ask] = {}
         self.events: list[PastEvent] = []
         self.signals: list[tuple[str, bytes]] = []
@@ -122,9 +127,11 @@ class TestRun:
         """In the middle of in-place calls: nothing else is delivered in its session."""
         return bool(self._calls)
 
-    def take(self, event: Event | Retry | None) -> None:
+    def take(self, event: Event | Retry | GoOn | None) -> None:
         """Apply one event; one that nobody waits for any more is ignored."""
-        if self.ended:
+        if isinstance(event, GoOn) and self.ended:
+            self._go_on()
+        if self.ended or isinstance(event, GoOn):
             return
         if isinstance(event, Retry):
             ask = self.open.get(event.path)
@@ -134,6 +141,8 @@ class TestRun:
         now = self.env.now_ms
         key, digest = EntryKey("", "", ""), 0
         if isinstance(event, Cancelled):
+            if event.reason == "timeout" and self.deadline is not None and now < self.deadline:
+                return  # that of an earlier attempt
             self._cancelled = event.reason
             if self._calls:
                 digest = 1 + self.activation.calls_returned
@@ -203,8 +212,18 @@ class TestRun:
                     if isinstance(ask, ChildAsk) and not ask.detached:
                         self.env.post(child, Cancelled("cancel"))
         self.open.clear()
-        if self.parent is not None:
-            self._tell_parent(*self.parent)
+        for parent, path in self.parents:
+            self._tell_parent(parent, path)
+
+    def asked_again(self, parent: TestRun, path: str) -> None:
+        """By a later attempt of its parent, for which what did not complete goes on from what failed; or by another
+        run that gave the same ID."""
+        if (parent, path) not in self.parents:
+            self.parents.append((parent, path))
+        if self.ended and self.status != "completed" and parent.info.attempt:
+            self.env.post(self, GoOn())
+        elif self.ended:
+            self._tell_parent(parent, path)
 
     def _tell_parent(self, parent: TestRun, path: str) -> None:
         if self.output is not None:
@@ -219,12 +238,19 @@ class TestRun:
             return False
         if short_type(error.type) in ("FatalError", "InputError"):
             return False
+        self._go_on()
+        return True
+
+    def _go_on(self) -> None:
+        """The next attempt: what succeeded counts, what failed is asked once more."""
+        self.status, self.output, self.error, self.outcome, self.finished_at = "running", None, None, None, None
+        self._cancelled = None
         self.info = self.info._replace(attempt=self.info.attempt + 1)
+        self.env.arm_deadline(self)
         self.activation = self._activation()
         self.open.clear()
         self._resuming = True
         self._handle(self.activation.resume_failed(self.env.now_ms, self.events))
-        return True
 
     def close(self) -> None:
         self._stop_work()
@@ -441,12 +467,12 @@ class TestRun:
                 "created_at": at(self.created_at),
                 "started_at": at(self.created_at),
                 "finished_at": None if self.finished_at is None else at(self.finished_at),
-                "trigger": Trigger(kind="http" if self.parent is None else "child"),
+                "trigger": Trigger(kind="child" if self.parents else "http"),
                 "waiting_on": [
                     Waiting(kind=key.kind, entry=key.path, name=key.name, until=_until(self.open[key.path]))
                     for key in self.pending().values()
                 ],
-                "parent_run_id": None if self.parent is None else self.parent[0].info.run_id,
+                "parent_run_id": self.parents[0][0].info.run_id if self.parents else None,
             }
         )
 
