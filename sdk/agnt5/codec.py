@@ -69,6 +69,16 @@ def decode_plain(data: bytes) -> Any:
     return from_json(data, allow_inf_nan=False)
 
 
+def check_text(text: str, what: str) -> str:
+    """`text`, unless it holds a lone surrogate, which UTF-8 has no bytes for: EncodeError."""
+    if not text.isascii():
+        try:
+            str.encode(text, "utf-8")
+        except UnicodeEncodeError:
+            raise EncodeError(f"{what} holds a lone surrogate, which JSON cannot keep: {text[:100]!a}") from None
+    return text
+
+
 class PlainCodec:
     """Any JSON value: no annotation, `Any`, `object`."""
 
@@ -230,11 +240,7 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int, bytes, bytearray)):
         return value
     if isinstance(value, str):
-        try:
-            str.encode(value, "utf-8")
-        except UnicodeEncodeError:
-            raise EncodeError(f"text{_at(where)} holds a lone surrogate, which JSON cannot keep") from None
-        return value
+        return check_text(value, f"text{_at(where)}")
     if isinstance(value, float):
         if not math.isfinite(value):
             raise EncodeError(f"the number {value}{_at(where)} cannot be kept: JSON has no NaN or Infinity")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agnt5.batch import BatchResult, BatchRun
-from agnt5.codec import codec_for, decode_plain
+from agnt5.codec import check_text, codec_for, decode_plain
 from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.live_logger import LiveLogger
@@ -243,8 +243,9 @@ class WorkflowContext:
         due = self._due(seconds, "seconds")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be text, not {name!r}")
+        named = check_text(name or "sleep", "the name of a sleep")
         path = self._activation.branch().take()
-        return Entry(self._activation, SleepAsk(path, name or "sleep", due), caller(), None)
+        return Entry(self._activation, SleepAsk(path, named, due), caller(), None)
 
     def wait_for_user(
         self,
@@ -268,6 +269,7 @@ class WorkflowContext:
         coerces it. `timeout` (seconds): TimeoutError after it."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"a signal's name must be text that is not empty, not {name!r}")
+        check_text(name, "a signal's name")
         due = None if timeout is None else self._due(timeout, "timeout")
         decode = decode_plain if type is None else codec_for(type).decode
         return Entry(self._activation, SignalAsk(self._activation.branch().take(), name, due), caller(), decode)
@@ -295,7 +297,10 @@ class WorkflowContext:
         if not isinstance(topic, str) or not _TOPIC.fullmatch(topic) or topic in (".", ".."):
             raise ValueError(f"topic {topic!r}: Kafka takes letters, digits, '.', '_' and '-', at most 249 of them")
         data = self._activation.encoded(value, f"the event for topic {topic!r}")
-        sent = tuple((str(name), _bytes(held, f"header {name!r}")) for name, held in (headers or {}).items())
+        sent = tuple(
+            (check_text(str(name), "a header's name"), _bytes(held, f"header {name!r}"))
+            for name, held in (headers or {}).items()
+        )
         ask = EmitAsk(self._activation.branch().take(), topic, data, None if key is None else _bytes(key, "key"), sent)
         return Entry(self._activation, ask, caller(), None)
 
@@ -319,7 +324,7 @@ class WorkflowContext:
         others, and the same in every replay."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"a patch's name must be text that is not empty, not {name!r}")
-        return self._activation.patched(name)
+        return self._activation.patched(check_text(name, "a patch's name"))
 
     def progress(self, fraction: float | None = None, message: str | None = None) -> None:
         """Tell whoever watches the run live; nothing is recorded. `fraction` is from 0 to 1."""

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from agnt5 import registry
 from agnt5.binding import Binder, check_input
-from agnt5.codec import Codec, encode_plain
+from agnt5.codec import Codec, check_text, encode_plain
 from agnt5.errors import DefinitionError, EncodeError, InputError
 from agnt5.function import Function
 from agnt5.signature import Declaration, enclosing_names, place
@@ -165,6 +165,8 @@ class Workflow(Generic[R]):
         for what, given in (("id", id), ("session_id", session_id), ("user_id", user_id)):
             if given is not None and (not isinstance(given, str) or not given):
                 raise ValueError(f"{what} must be text, not {given!r}")
+            if given is not None:
+                check_text(given, what)
         if detached is not None and not isinstance(detached, bool):
             raise TypeError(f"detached must be True or False, not {detached!r}")
         old = self.child

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import Any, cast
 
@@ -960,6 +961,37 @@ async def test_wrong_calls_say_what_to_write() -> None:
             strict=False,
         ):
             assert hint in text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ctx, bad: ctx.step(bad, lambda: 1),
+        lambda ctx, bad: ctx.sleep(1, name=bad),
+        lambda ctx, bad: ctx.wait_for_user(bad),
+        lambda ctx, bad: ctx.wait_for_user("?", "select", options=[bad]),
+        lambda ctx, bad: ctx.wait_for_signal(bad),
+        lambda ctx, bad: ctx.emit("topic", 1, headers={bad: "x"}),
+        lambda ctx, bad: ctx.emit("topic", 1, key=bad),
+        lambda ctx, bad: ctx.call(silent.options(id=bad)),
+        lambda ctx, bad: ctx.call(silent.options(session_id=bad)),
+        lambda ctx, bad: ctx.call(silent.options(user_id=bad)),
+        lambda ctx, bad: ctx.state.set(bad, 1),
+        lambda ctx, bad: ctx.patched(bad),
+    ],
+)
+async def test_text_that_no_record_can_hold_fails_its_run_and_nothing_else(call: Any) -> None:
+    @workflow
+    async def quotes(ctx: WorkflowContext) -> None:
+        await call(ctx, json.loads(r'"cut in half: \ud83d"'))
+
+    async with TestEnvironment() as env:
+        with pytest.raises(RunError, match="surrogate"):
+            await env.run(quotes)
+
+
+@workflow
+async def silent(ctx: WorkflowContext) -> None: ...
 
 
 async def test_a_waiting_run_that_nobody_answers_is_an_error_that_names_it() -> None:

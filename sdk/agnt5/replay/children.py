@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agnt5 import registry
+from agnt5.codec import check_text
 from agnt5.replay.entries import Entry, Operation, Site, caller
 from agnt5.replay.pending import Pending
 from agnt5.replay.protocol import ChildAsk, TellChildAsk
@@ -80,6 +81,7 @@ class ChildHandle:
         """Send the child a signal; done when that is on its way."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"a signal's name must be text that is not empty, not {name!r}")
+        check_text(name, "a signal's name")
         return self._tell(
             "signal", name, self._activation.encoded(payload, f"the payload of signal {name!r}"), caller()
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from agnt5.codec import check_text
 from agnt5.replay.protocol import UserAsk
 
 INPUT_TYPES = ("text", "approval", "select", "multiselect")
@@ -34,6 +35,7 @@ def question(
     """The ask. Raises TypeError or ValueError that names what is wrong with the question."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the question must be text that is not empty, not {text!r}")
+    check_text(text, "the question")
     if input_type not in INPUT_TYPES:
         raise ValueError(f"input_type {input_type!r} is unknown; write one of {', '.join(map(repr, INPUT_TYPES))}")
     if options is None or not len(options):

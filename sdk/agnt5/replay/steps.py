@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from agnt5 import registry
-from agnt5.codec import decode_plain
+from agnt5.codec import check_text, decode_plain
 from agnt5.errors import EncodeError
 from agnt5.execute import bounded, execute_local
 from agnt5.function import Function, plain_function
@@ -53,6 +53,7 @@ def _named(
 ) -> Entry[Any]:
     if not name:
         raise ValueError("a step's name must not be empty")
+    check_text(name, "a step's name")
     first = args[0] if args else None
     if isinstance(first, Function):
         return _function(activation, path, name, first, args[1:], kwargs, site)
