@@ -994,6 +994,17 @@ async def test_text_that_no_record_can_hold_fails_its_run_and_nothing_else(call:
 async def silent(ctx: WorkflowContext) -> None: ...
 
 
+@pytest.mark.parametrize("label", [None, 5])
+async def test_an_options_label_that_is_no_text_fails_its_run_and_not_the_list_of_all_questions(label: Any) -> None:
+    @workflow
+    async def asks(ctx: WorkflowContext) -> None:
+        await ctx.wait_for_user("Which?", "select", options=[{"id": "a", "label": label}])
+
+    async with TestEnvironment() as env:
+        with pytest.raises(RunError, match='"label" of an option must be text'):
+            await env.run(asks)
+
+
 async def test_a_waiting_run_that_nobody_answers_is_an_error_that_names_it() -> None:
     @workflow
     async def asks(ctx: WorkflowContext) -> None:

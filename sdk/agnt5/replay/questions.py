@@ -57,7 +57,8 @@ def _options(options: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]
         entry = {"id": option, "label": option} if isinstance(option, str) else dict(option)
         if not isinstance(entry.get("id"), str) or not entry["id"]:
             raise ValueError(f'an option needs an "id" that is text: {{"id": "yes", "label": "Yes"}}; not {option!r}')
-        entry.setdefault("label", entry["id"])
+        if not isinstance(entry.setdefault("label", entry["id"]), str):
+            raise ValueError(f'the "label" of an option must be text: {{"id": "yes", "label": "Yes"}}; not {option!r}')
         if any(entry["id"] == other["id"] for other in found):
             raise ValueError(f"two options have the id {entry['id']!r}")
         found.append(entry)
