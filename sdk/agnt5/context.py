@@ -201,8 +201,10 @@ class WorkflowContext:
             raise ValueError(f"max_concurrency must be a whole number from 1, not {max_concurrency!r}")
         if isinstance(fn, Pending) or not (callable(fn) or isinstance(fn, str)):
             raise TypeError(f"batch and map take a function and its items, not {fn!r}")
-        timeout_ms = None if timeout_per_item is None else _milliseconds(timeout_per_item, "timeout_per_item")
         activation, site = self._activation, caller(3)
+        timeout_ms = (
+            None if timeout_per_item is None else self._due(timeout_per_item, "timeout_per_item") - activation.now
+        )
 
         def step(path: str, item: Any) -> Entry[Any]:
             if isinstance(item, Mapping):

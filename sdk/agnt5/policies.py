@@ -15,6 +15,9 @@ BackoffType = Literal["exponential", "linear", "constant"]
 JITTER = 0.1
 """The largest part of a wait that is added to it at random, so that many failed steps do not come back at once."""
 
+LONGEST_MS = 1000 * 365 * 86_400_000
+"""A thousand years. What is due much later has no date that could be shown, and in the end no number in a record."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -30,8 +33,8 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         _whole("max_attempts", self.max_attempts, 1, "1 means: no second try")
-        _whole("initial_interval_ms", self.initial_interval_ms, 0)
-        _whole("max_interval_ms", self.max_interval_ms, 0)
+        _interval("initial_interval_ms", self.initial_interval_ms, 0)
+        _interval("max_interval_ms", self.max_interval_ms, 0)
         if self.retry_on is not None:
             object.__setattr__(self, "retry_on", _exception_types(self.retry_on))
 
@@ -120,7 +123,7 @@ class StepOptions:
             policy = _backoff_policy(backoff)
             fields.update(backoff=policy.type, multiplier=float(policy.multiplier))
         if timeout_ms is not None:
-            fields["timeout_ms"] = _whole("timeout_ms", timeout_ms, 1)
+            fields["timeout_ms"] = _interval("timeout_ms", timeout_ms, 1)
         if queue is not None:
             fields["queue"] = check_queue(queue)
         return replace(self, **fields)
@@ -181,6 +184,13 @@ def _whole(name: str, value: object, least: int, hint: str = "") -> int:
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value}" + (f" ({hint})" if hint else ""))
     return value
+
+
+def _interval(name: str, value: object, least: int) -> int:
+    whole = _whole(name, value, least)
+    if whole > LONGEST_MS:
+        raise ValueError(f"{name} must be at most {LONGEST_MS} (a thousand years), not {whole}")
+    return whole
 
 
 def _exception_types(given: object) -> tuple[type[BaseException], ...]:

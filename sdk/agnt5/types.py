@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from agnt5.codec import encode_plain
 from agnt5.errors import InputError
+from agnt5.policies import LONGEST_MS
 
 Overlap = Literal["skip", "allow", "queue"]
 CatchUp = Literal["one", "skip", "all"]
@@ -255,6 +256,8 @@ def _milliseconds(what: str, seconds: float | timedelta) -> int:
         raise TypeError(f"{what} takes seconds (a number) or a timedelta, not {seconds!r}")
     if not math.isfinite(amount) or amount * 1000 < 1:
         raise ValueError(f"{what} takes seconds greater than 0 (at least 0.001), not {seconds!r}")
+    if amount * 1000 > LONGEST_MS:
+        raise ValueError(f"{what} takes seconds, at most a thousand years of them, not {seconds!r}")
     return round(amount * 1000)
 
 

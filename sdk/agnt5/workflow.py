@@ -16,6 +16,7 @@ from agnt5.binding import Binder, check_input
 from agnt5.codec import Codec, check_text, encode_plain
 from agnt5.errors import DefinitionError, EncodeError, InputError
 from agnt5.function import Function
+from agnt5.policies import LONGEST_MS
 from agnt5.signature import Declaration, enclosing_names, place
 from agnt5.types import CronTrigger, EventTrigger, EveryTrigger, TriggerSpec, WebhookTrigger
 
@@ -307,4 +308,6 @@ def _timeout_ms(timeout: float | timedelta | None) -> int | None:
         raise TypeError(f"timeout must be seconds (a number) or a timedelta, not {timeout!r}")
     if not math.isfinite(seconds) or seconds <= 0:
         raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+    if seconds * 1000 > LONGEST_MS:
+        raise ValueError(f"timeout must be at most a thousand years, not {timeout!r}; leave it out for no limit")
     return max(1, round(seconds * 1000))

@@ -945,6 +945,7 @@ async def test_wrong_calls_say_what_to_write() -> None:
             lambda: ctx.state.get(1),
             lambda: ctx.state.update("a", 1),
             lambda: ctx.patched(""),
+            lambda: ctx.batch(one, [1], timeout_per_item=1e300),
         ):
             try:
                 call()
@@ -954,7 +955,7 @@ async def test_wrong_calls_say_what_to_write() -> None:
 
     async with TestEnvironment() as env:
         found = await env.run(wrong)
-        assert len(found) == 17
+        assert len(found) == 18
         for text, hint in zip(
             found,
             ["one", "'one'", "ctx.call", "function", "call it", "coroutine", "by name", "ctx.step", "list", "from 1"],

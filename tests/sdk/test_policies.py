@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -115,6 +116,7 @@ def test_options_that_are_not_given_stay() -> None:
         ({"backoff": {"multiplier": 0.5}}, ValueError, "multiplier"),
         ({"timeout_ms": 0}, ValueError, "timeout_ms"),
         ({"timeout_ms": 1.5}, TypeError, "timeout_ms"),
+        ({"timeout_ms": sys.maxsize}, ValueError, "timeout_ms"),
         ({"queue": ""}, ValueError, "queue"),
         ({"queue": "a b"}, ValueError, "queue"),
         ({"queue": 3}, TypeError, "queue"),
@@ -132,6 +134,8 @@ def test_a_wrong_option_is_refused_where_it_is_written(given_options: Any, error
         {"max_attempts": 0},
         {"max_attempts": None},
         {"initial_interval_ms": -1},
+        {"initial_interval_ms": sys.maxsize},
+        {"max_interval_ms": sys.maxsize},
         {"retry_on": "ValueError"},
         {"retry_on": [int]},
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -84,6 +85,7 @@ async def unready(value: Any) -> bool:
         (lambda: wrong_every(0), ValueError, "greater than 0"),
         (lambda: wrong_every(-1), ValueError, "greater than 0"),
         (lambda: wrong_every(float("inf")), ValueError, "greater than 0"),
+        (lambda: wrong_every(sys.maxsize), ValueError, "thousand years"),
         (lambda: wrong_every(True), TypeError, "seconds"),
         (lambda: wrong_every("5"), TypeError, "seconds"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -337,6 +338,7 @@ def test_what_cannot_be_a_workflow_is_refused_with_its_place_and_what_to_write(
         ({"cron": "* * *"}, ValueError, "five"),
         ({"timeout": 0}, ValueError, "timeout"),
         ({"timeout": float("nan")}, ValueError, "timeout"),
+        ({"timeout": sys.maxsize}, ValueError, "timeout.*leave it out"),
         ({"timeout": True}, TypeError, "timeout"),
         ({"timeout": "5m"}, TypeError, "timeout"),
         ({"retries": -1}, ValueError, "retries"),
