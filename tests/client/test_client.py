@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from agnt5 import AsyncClient, Client
+from agnt5 import AsyncClient, Client, WorkflowContext, workflow
 from agnt5.client import ConflictError, InvalidError, NotFoundError, RunError, UnavailableError, WaitTimeoutError
+from agnt5.client.calls import start_call
 from agnt5.client.models import Event, Run
 from tests.client.backends import Backend
 from tests.client.conftest import Caller
@@ -43,6 +44,34 @@ class OrderModel(BaseModel):
 @pytest.mark.parametrize("input", [{"number": 4}, Order(4), OrderModel(number=4)])
 async def test_run_returns_the_output(client: Caller, input: object) -> None:
     assert await client.run("double", input) == 8
+
+
+class Scan(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    page: int = Field(serialization_alias="Page")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def index(self) -> int:
+        return self.page - 1
+
+
+@dataclass
+class Letter:
+    seal: bytes
+    scans: list[Scan]
+
+
+@workflow(name="read_letter")
+async def read_letter(ctx: WorkflowContext, letter: Letter, stamp: bytes, tags: set[str]) -> None: ...
+
+
+def test_what_a_client_passes_is_what_the_workflow_gets() -> None:
+    given = {"letter": Letter(b"\xff\x00", [Scan(page=1)]), "stamp": b"abcd", "tags": set("qwertyuiop")}
+    sent = start_call("run", read_letter, given, None, None, None).body
+    assert sent is not None
+    assert read_letter.bind(sent, strict=True) == given
+    assert b'"tags":["e","i","o","p","q","r","t","u","w","y"]' in sent, "the same for the same idempotency key"
 
 
 async def test_a_run_that_fails_raises_with_the_run(client: Caller) -> None:

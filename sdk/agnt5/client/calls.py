@@ -17,7 +17,8 @@ from pydantic_core import from_json, to_json
 
 from agnt5.client.errors import ConflictError, UnavailableError, WaitTimeoutError, refusal
 from agnt5.client.models import Problem, Published, Run, Shape, Status, Submitted
-from agnt5.errors import RunError
+from agnt5.codec import encode_plain
+from agnt5.errors import EncodeError, RunError
 
 if TYPE_CHECKING:
     from agnt5.replay.history import History
@@ -181,7 +182,11 @@ def encode_input(input: Any) -> bytes:
 
 
 def encode(value: Any) -> bytes:
-    return to_json(value, inf_nan_mode="constants")  # the API refuses NaN, naming the field
+    """JSON of a value, written as a workflow writes what it gives to a step: bytes as base64, models by field name."""
+    try:
+        return encode_plain(value)
+    except EncodeError:
+        return to_json(value, inf_nan_mode="constants")  # the API refuses NaN, naming the field
 
 
 def run(
