@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from datetime import timedelta
 from typing import Any, cast
 
@@ -632,6 +633,23 @@ async def test_steps_are_retried_with_skipped_waits_and_fatal_errors_are_not() -
     async with TestEnvironment() as env:
         assert await env.run(retries) == [3, [1, "FatalError"], [3, "fails", "'lost'"]]
         assert tried == [0, 1, 2, 3, -1]
+
+
+async def test_a_step_that_exits_has_failed_and_the_test_goes_on() -> None:
+    @function
+    async def exits() -> None:
+        sys.exit("no config")
+
+    @workflow
+    async def tries(ctx: WorkflowContext) -> str:
+        try:
+            await ctx.step(exits)
+        except StepError as error:
+            return f"{error.attempts} {error.error_type}: {error.message}"
+        return "went on"
+
+    async with TestEnvironment() as env:
+        assert await env.run(tries) == "1 SystemExit: no config"
 
 
 async def test_a_step_given_a_coroutine_is_retried_with_a_fresh_one() -> None:

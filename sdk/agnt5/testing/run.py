@@ -339,7 +339,7 @@ class TestRun:
                 ctx.cancelled = True
                 raise
             event = Failed(ask.path, ErrorInfo("asyncio.CancelledError", "the step cancelled itself", "", ask.name))
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:  # a step that calls sys.exit() has failed
             if options.retryable(error, attempt + 1):
                 event = Retry(ask.path, attempt + 1)
                 self.env.at(self.env.now_ms + options.delay_ms(attempt + 1), self, event)
