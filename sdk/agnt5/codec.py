@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from types import NoneType
 from typing import Annotated, Any, Protocol, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypeAliasType, is_typeddict
@@ -60,6 +69,7 @@ def encode_plain(value: Any) -> bytes:
         written = from_json(data, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise EncodeError(f"a value of type {type_name(type(value))} cannot be kept as JSON: {error}") from None
+    _refuse_masked(value, data)
     ordered = _sets_sorted(plain, written)
     return data if ordered == written else to_json(ordered)
 
@@ -143,6 +153,7 @@ class AdapterCodec:
             raise EncodeError(
                 f"a value of type {type_name(type(value))} cannot be kept as {wanted}: {explain(error)}"
             ) from None
+        _refuse_masked(value, data)
         if b"null" in data:
             _plain(value, "", 0)  # a model writes NaN as null unless told otherwise
         return data
@@ -233,6 +244,31 @@ def _refuse_one_shot(value: Any, where: str) -> None:
             f"a value of type {type_name(type(value))}{_at(where)} does not survive being kept as JSON; "
             "return what it yields (list(...)) instead"
         )
+
+
+def _refuse_masked(value: Any, data: bytes) -> None:
+    """pydantic writes a secret as asterisks, unless its field has a serializer that tells it."""
+    if b'"**********"' in data and (secret := _secret(value)) is not None:
+        raise EncodeError(
+            f"a value of type {type_name(type(secret))} does not survive being kept as JSON: pydantic writes asterisks "
+            "in its place. Let the function that needs it get it where it is kept, or give its field a serializer"
+        )
+
+
+def _secret(value: Any) -> Any:
+    """The first secret in a value, or None."""
+    if isinstance(value, (SecretStr, SecretBytes, Secret)):
+        return value
+    members: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        members = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        members = value
+    elif isinstance(value, BaseModel):
+        members = (member for _, member in value)
+    elif is_dataclass(value):
+        members = (getattr(value, field.name, None) for field in fields(value))
+    return next((found for member in members if (found := _secret(member)) is not None), None)
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:

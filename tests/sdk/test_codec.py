@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, computed_field, field_serializer
 from typing_extensions import TypedDict
 
 from agnt5 import DefinitionError, EncodeError
@@ -212,6 +212,33 @@ def test_a_nested_culprit_is_named_with_its_place() -> None:
     loop.append(loop)
     with pytest.raises(EncodeError, match="contains itself"):
         encode_plain(loop)
+
+
+class Login(BaseModel):
+    user: str
+    token: SecretStr
+
+
+class Told(Login):
+    @field_serializer("token")
+    def tell(self, token: SecretStr) -> str:
+        return token.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    "value", [SecretStr("s"), SecretBytes(b"s"), Login(user="a", token=SecretStr("s")), [{"a": (SecretStr("s"),)}]]
+)
+def test_a_secret_is_refused_and_not_kept_as_asterisks(value: Any) -> None:
+    for codec in (codec_for(Any), codec_for(type(value))):
+        with pytest.raises(EncodeError, match=r"Secret(Str|Bytes)"):
+            codec.encode(value)
+
+
+def test_a_secret_that_its_model_tells_is_kept_and_so_are_asterisks() -> None:
+    told = Told(user="a", token=SecretStr("s"))
+    for data in (encode_plain(told), codec_for(Told).encode(told), encode_plain({"args": [told]})[9:-2]):
+        assert codec_for(Told).decode(data) == told
+    assert decode_plain(encode_plain(["*" * 10, date(2026, 1, 1)])) == ["*" * 10, "2026-01-01"]
 
 
 def test_keys_that_json_makes_equal_are_refused() -> None:
