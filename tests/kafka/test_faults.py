@@ -12,6 +12,7 @@ from aiokafka.conn import create_conn
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
 from agnt5_engine.transport.kafka import wire as wire_module
+from agnt5_engine.transport.kafka.members import group_members
 from tests.kafka.real_log import everything, made, plain, spec
 
 
@@ -179,3 +180,33 @@ async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed
     connection = await connecting
     await closing
     assert not connection.connected()
+
+
+async def test_whoever_asks_for_leaders_of_a_frozen_broker_is_let_go_when_the_connection_is_closed(
+    own_kafka: Any,
+) -> None:
+    """The members of the group are asked for over a connection that is closed when the membership is lost."""
+    wire = wire_module.Wire(plain(own_kafka.bootstrap), patience=30)
+    await wire.ready()
+    own_kafka.pause()
+    try:
+        asking = asyncio.create_task(wire.refresh())
+        await asyncio.sleep(0.1)
+        await wire.close()
+        with pytest.raises(RetriableError, match="closed"):
+            await asyncio.wait_for(asking, 5)
+    finally:
+        own_kafka.resume()
+
+
+async def test_a_request_under_way_does_not_open_a_closed_connection_anew(own_kafka: Any, fresh: Any) -> None:
+    wire = wire_module.Wire(plain(own_kafka.bootstrap), patience=30)
+    await group_members(wire, fresh("g"), "journal")
+    own_kafka.pause()
+    asking = asyncio.create_task(group_members(wire, fresh("g"), "journal"))
+    await asyncio.sleep(0.1)
+    await wire.close()
+    own_kafka.resume()
+    with pytest.raises(RetriableError, match="closed"):
+        await asyncio.wait_for(asking, 5)
+    assert wire._client is None

@@ -89,8 +89,12 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         raise problem
 
     async def close(self) -> None:
-        """Close every connection, also one that somebody is just making: it would be nobody's afterwards."""
+        """Close every connection, also one that somebody is just making: it would be nobody's afterwards. Whoever waits
+        for metadata is told that there is none."""
         await super().close()
+        asked, self._md_update_fut = self._md_update_fut, None  # type: ignore[has-type]
+        if asked is not None:
+            asked.set_result(False)
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._get_conn_lock:
                 for connection in list(self._conns.values()):
@@ -124,6 +128,7 @@ class Wire:
         self.patience = patience
         self._client: Client | None = None
         self._connecting: asyncio.Lock = asyncio.Lock()
+        self._closed = False
         self._coordinators: dict[tuple[CoordinationType, str], int] = {}
         self._away_since: float | None = None
         self._said = 0.0
@@ -145,7 +150,7 @@ class Wire:
 
     async def ready(self) -> Client:
         """The client, once a broker has answered. Raises TransportError when it refuses us, RetriableError when
-        patience ends."""
+        patience ends or this was closed."""
         if self._client is not None:
             return self._client
         async with self._connecting:
@@ -156,6 +161,7 @@ class Wire:
     async def _connect(self) -> Client:
         attempt = Attempt(self)
         while True:
+            self._check_open()
             client = Client(**self._options)
             try:
                 await client.bootstrap()
@@ -172,9 +178,20 @@ class Wire:
             except (OSError, errors.KafkaError) as error:
                 await attempt.failed(error)
             else:
+                await self._keep(client)
                 self.cluster = client.cluster
                 self.is_back()
                 return client
+
+    async def _keep(self, client: Client) -> None:
+        """What connected while this was closed is nobody's."""
+        if self._closed:
+            await client.close()
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RetriableError(f"the connection with Kafka at {self.servers} was closed")
 
     async def send(self, node: int, request: Any, channel: Channel = Channel.ASK) -> Any:
         """One request to one broker, once. Raises aiokafka's errors."""
@@ -207,11 +224,13 @@ class Wire:
         if await client.force_metadata_update():
             self.is_back()
             return True
+        self._check_open()
         try:
             # The brokers known so far may have been replaced by others behind the same addresses.
             await client.bootstrap()
         except (OSError, errors.KafkaError):
             return False
+        await self._keep(client)
         return bool(await client.force_metadata_update())
 
     def leader(self, source: TopicPartition) -> int | None:
@@ -286,6 +305,8 @@ class Wire:
         self._away_since, self._said = None, 0.0
 
     async def close(self) -> None:
+        """Close it for good: what is under way ends with RetriableError."""
+        self._closed = True
         client, self._client = self._client, None
         if client is not None:
             await client.close()
