@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agnt5_engine.transport.base import Message, RetriableError, TopicPartition, TransportError
+from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.embedded.log import EmbeddedLog, open_log
 from agnt5_engine.transport.embedded.store import StoreError, WriteBatch
 from tests.transport.clusters import Directory, everything, made, spec
@@ -187,7 +188,7 @@ async def test_an_unacknowledged_end_that_a_power_cut_tore_is_dropped(tmp_path: 
 
 _FULL = """
 import asyncio, json, os, resource, sys
-from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
+from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TopicPartition
 from agnt5_engine.transport.embedded.log import open_log
 from tests.transport.clusters import everything, spec
 
@@ -265,3 +266,32 @@ async def test_a_failed_sync_acknowledges_nothing(embedded: EmbeddedLog, monkeyp
     records = await everything(embedded, target)
     assert [r.offset for r in records] == list(range(offset + 1))
     assert records[-1].key == b"b"
+
+
+async def test_a_topic_that_found_no_room_is_not_there_and_what_is_appended_once_it_is_made_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory(tmp_path / "data")
+    log = directory.open()
+    assert isinstance(log, EmbeddedLog)
+    events = TopicPartition("events", 0)
+
+    def full(batch: object) -> int:
+        raise RetriableError("no room")
+
+    monkeypatch.setattr("agnt5_engine.transport.embedded.group_commit._REOPEN_SECONDS", 0.0)
+    with monkeypatch.context() as disk:
+        disk.setattr(log.store, "write", full)
+        with pytest.raises(RetriableError, match="no room"):
+            await log.create([spec("events")], 1)
+    assert await log.topics(["events"]) == {}
+    with pytest.raises(BadTopicError, match="does not exist"):
+        await log.append(events, [Message(b"a", b"")])
+    await asyncio.gather(log.create([spec("events")], 1), log.create([spec("others"), spec("events")], 1))
+    await log.append(events, [Message(b"b", b"")])
+    await log.append(TopicPartition("others", 0), [Message(b"c", b"")])
+    await log.close()
+    log = directory.open()
+    assert [r.key for r in await everything(log, events)] == [b"b"]
+    assert [r.key for r in await everything(log, TopicPartition("others", 0))] == [b"c"]
+    await log.close()

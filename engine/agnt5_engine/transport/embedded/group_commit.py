@@ -27,13 +27,14 @@ _REOPEN_SECONDS = 1.0  # how often a failed store is opened anew, at most
 class Group:
     """One atomic write while it is put together. A change gets it to add its keys."""
 
-    __slots__ = ("batch", "now", "published", "results", "sequence")
+    __slots__ = ("after", "batch", "now", "published", "results", "sequence")
 
     def __init__(self, now: int) -> None:
         self.batch = WriteBatch(raw_mode=True)
         self.now = now
         self.published: list[tuple[Partition, Appended]] = []
         self.results: list[tuple[asyncio.Future[Any], Any]] = []
+        self.after: list[Callable[[], None]] = []  # what is to be done once all of it is durable
         self.sequence = 0
 
     def append(self, partition: Partition, pieces: Sequence[Piece]) -> Ack:
@@ -161,6 +162,8 @@ class GroupCommit:
         if error is not None:
             self._fail([future for future, _ in group.results], error)
         else:
+            for act in group.after:
+                act()
             moved = set()
             for partition, batch in group.published:
                 partition.publish(batch)

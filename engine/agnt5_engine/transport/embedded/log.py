@@ -234,7 +234,12 @@ class EmbeddedLog:
 
     async def create(self, specs: Sequence[TopicSpec], replication: int | None = None) -> None:
         """Make the topics that do not exist; those that do stay as they are. There is one copy, whatever is asked."""
-        await self.commit.change(lambda commit: self.topics_by_name.add(specs, commit.batch))
+
+        def change(commit: Group) -> None:
+            self.topics_by_name.add(specs, commit.batch)
+            commit.after.append(self.topics_by_name.show)
+
+        await self.commit.change(change)
         for listener in tuple(self.topics_by_name.listeners):
             listener()
 

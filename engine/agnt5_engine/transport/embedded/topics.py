@@ -160,6 +160,7 @@ class Topics:
 
     def __init__(self, store: Store) -> None:
         self._by_name: dict[str, Topic] = {}
+        self._coming: dict[str, Topic] = {}  # not durable yet: nobody may append to one that may never be
         self.listeners: set[Callable[[], None]] = set()
         """Called when topics have been made."""
         self.load(store)
@@ -167,6 +168,7 @@ class Topics:
     def load(self, store: Store) -> None:
         """Take everything from what is stored; partitions that are known stay the same objects."""
         known, self._by_name = self._by_name, {}
+        self._coming.clear()
         for key, value in store.scan(b"t"):
             content = json.loads(value)
             spec = TopicSpec(
@@ -201,15 +203,21 @@ class Topics:
         return topic.partitions[number]
 
     def add(self, specs: Sequence[TopicSpec], batch: Any) -> None:
-        """Add those that do not exist yet."""
+        """Add those that do not exist yet, to be shown once they are durable."""
         for spec in specs:
             check(spec)
-        following = max((topic.id for topic in self), default=0) + 1
+        there = {**self._by_name, **self._coming}
+        following = max((topic.id for topic in there.values()), default=0) + 1
         for spec in specs:
-            if spec.name not in self._by_name:
-                self._by_name[spec.name] = topic = Topic(following, spec)
+            if spec.name not in there:
+                self._coming[spec.name] = there[spec.name] = topic = Topic(following, spec)
                 topic.save(batch)
                 following += 1
+
+    def show(self) -> None:
+        """What was added is durable."""
+        self._by_name.update(self._coming)
+        self._coming.clear()
 
 
 def check(spec: TopicSpec) -> None:
