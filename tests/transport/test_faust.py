@@ -140,6 +140,39 @@ async def test_a_membership_the_log_has_failed_comes_back_by_itself(
     await membership.stop(leave=True)
 
 
+async def test_a_stop_while_a_lost_membership_is_being_ended_waits_for_that_end(
+    log: EmbeddedLog, directory: Directory
+) -> None:
+    saved = asyncio.Event()
+
+    class Saving(NotingSink):
+        async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
+            await super().revoked(partitions)
+            await saved.wait()
+            assert self.membership is not None
+            self.membership.acked(EVENTS, 1)
+
+    tasks = asyncio.all_tasks()
+    sink = Saving("journal")
+    membership = directory.join("g", "journal", 2, ["events"], sink)
+    assert isinstance(membership, FaustMembership)
+    sink.membership = membership
+    await membership.start()
+    await log.append(EVENTS, [Message(b"k", b"")])
+    await sink.until(lambda: sink.next_offset.get(EVENTS) == 1)
+    consumer = membership._consumer
+    assert consumer is not None
+    await consumer.crash(RetriableError("the broker is away"))
+    await sink.until(lambda: len(sink.revocations) == 1)
+    stopping = asyncio.create_task(membership.stop(leave=True))
+    await asyncio.sleep(0.05)
+    assert not stopping.done(), "what is being saved is not given up"
+    saved.set()
+    await stopping
+    assert await log.committed("g", EVENTS) == 1
+    assert asyncio.all_tasks() - {log.cleaner._task} == tasks
+
+
 async def test_a_log_that_cannot_be_read_ends_the_membership_and_is_told(
     log: EmbeddedLog, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,14 @@ class FaustMembership:
                 await app.stop()
 
         ending = asyncio.create_task(end())
-        await asyncio.shield(asyncio.wait((ending,)))
+        interruption: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.wait((ending,))
+            except asyncio.CancelledError as error:  # asked to stop while a lost app is being ended
+                interruption = error
+        if interruption is not None:
+            raise interruption
         # Faust cancels what waits for a service of its that has crashed; nobody has asked us to stop.
         if not ending.cancelled():
             ending.result()
