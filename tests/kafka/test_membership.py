@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import OffsetAndMetadata
+from aiokafka.structs import TopicPartition as KafkaPartition
 
+from agnt5_engine import place
 from agnt5_engine.place import PLACE
 from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import KafkaLog
@@ -122,8 +127,8 @@ async def test_a_dead_member_is_dropped_at_once_and_one_that_has_its_name_since_
     await make_journal(log, journal)
     session = 300.0
     a = await Processor(kafka, group, journal, "a", session_timeout=session).start()
-    for place in ("first", "second"):
-        monkeypatch.setenv(PLACE, place)
+    for name in ("first", "second"):
+        monkeypatch.setenv(PLACE, name)
         b = await Child.start(kafka, group, journal, "b", session)
         await until(lambda: len(b.assigned()) == 2)  # noqa: B023
         await until(lambda: len(a.sink.journal_partitions()) == 2)
@@ -181,6 +186,36 @@ async def test_events_acknowledged_before_a_restart_do_not_come_again(log: Kafka
     await log.append(source, [Message(None, b"next")])
     await until(lambda: a.sink.values)
     assert a.sink.values == [b"next"]
+    await a.stop(leave=True)
+
+
+async def test_events_that_another_took_in_while_a_member_was_frozen_do_not_come_to_it_again(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal, topic = fresh("g"), fresh("journal"), fresh("topic")
+    await make_journal(log, journal)
+    await log.create([spec(topic)], 1)
+    source = TopicPartition(topic, 0)
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await until(lambda: source in a.sink.owned)
+    await log.append(source, [Message(None, b"first")] * 5)
+    await until(lambda: len(a.sink.values) == 5)
+    while await log.committed(group, source) != 5:
+        await asyncio.sleep(0.1)
+    async with AIOKafkaConsumer(bootstrap_servers=kafka, group_id=group, enable_auto_commit=False) as another:
+        a.membership.pause(source)  # as long as it does not know better, it would take what it had asked for
+        a.membership._consumer._thread.post(time.sleep, 1.0)  # type: ignore[attr-defined]
+        assert await log.drop_place(group, journal, place.name) == ["a"]
+        await log.append(source, [Message(None, b"another's")] * 5)
+        await another._coordinator.commit_offsets(None, {KafkaPartition(*source): OffsetAndMetadata(10, "")})
+    await until(lambda: [kind for kind, _ in a.sink.events] == ["assigned", "revoked", "assigned"])
+    await asyncio.sleep(1.0)  # it commits now and again
+    assert await log.committed(group, source) == 10
+    await log.append(source, [Message(None, b"next")])
+    await until(lambda: a.sink.values[-1] == b"next")
+    assert a.sink.values == [b"first"] * 5 + [b"next"]
+    while await log.committed(group, source) != 11:
+        await asyncio.sleep(0.1)
     await a.stop(leave=True)
 
 

@@ -203,6 +203,7 @@ class KafkaConsumer(SinkConsumer, driver.Consumer):  # type: ignore[misc]
         async with self._rebalancing:
             if not unbroken:
                 await self.withdraw()
+            self._thread.post(self._thread.withdrawn, generation)
             self._arrived, self._flowing, self._turns = {}, set(), {}
             self._rests.clear()
             kept = {source: lane for source, lane in self.lanes.items() if source in assigned}

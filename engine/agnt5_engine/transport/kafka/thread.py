@@ -92,6 +92,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         self._resting: set[TP] = set()
         self._generation = -1
         self._member = ""
+        self._stale = False  # what the engine has acknowledged may be behind what others have committed since
         self._pump_task: asyncio.Task[None] | None = None
         self._watch_task: asyncio.Task[None] | None = None
 
@@ -203,11 +204,17 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         generation, member = coordinator.generation, coordinator.member_id
         unbroken = member == self._member and generation - self._generation in (0, 1)
         self._generation, self._member = generation, member
+        self._stale = self._stale or not unbroken
         self._turns, self._flowing = {}, set()
         self._rested(set())
         self.app.consumer_generation_id = generation
         consumer.pause(*map(_kafka, assigned))
         self._tell(self._settle, assigned, generation, unbroken)
+
+    def withdrawn(self, generation: int) -> None:
+        """The engine holds nothing that others may have had meanwhile: from here on its acknowledgements count."""
+        if generation == self._generation:
+            self._stale = False
 
     def _settle(self, assigned: set[TP], generation: int, unbroken: bool) -> None:
         self.consumer.add_future(self.consumer.settled(assigned, generation, unbroken=unbroken))
@@ -348,6 +355,8 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             raise RetriableError(f"positions cannot be committed just now: {error}") from error
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        if self._stale:
+            return False
         consumer = self._ensure_consumer()
         ours = consumer.assignment()
         wanted = {_kafka(source): OffsetAndMetadata(offset, "") for source, offset in offsets.items()}
