@@ -210,3 +210,17 @@ async def test_a_request_under_way_does_not_open_a_closed_connection_anew(own_ka
     with pytest.raises(RetriableError, match="closed"):
         await asyncio.wait_for(asking, 5)
     assert wire._client is None
+
+
+async def test_what_many_partitions_have_waiting_is_never_more_than_a_broker_takes_in_one_request(
+    kafka_broker: Any, fresh: Any
+) -> None:
+    broker = kafka_broker({"socket.request.max.bytes": str(6 * 2**20)})  # the default is reached by 105 partitions
+    log = KafkaLog(plain(broker.bootstrap), delivery_timeout=10.0)
+    topic = (await made(log, fresh("t"), 8)).topic
+    targets = [TopicPartition(topic, p) for p in range(8)]
+    for _ in range(2):
+        await asyncio.gather(*(log.append(target, [Message(b"k", bytes(950_000))]) for target in targets))
+    for target in targets:
+        assert len(await everything(log, target)) == 2
+    await log.close()

@@ -36,6 +36,8 @@ log = structlog.stdlib.get_logger(__name__)
 _BROKER_TIMEOUT_MS = REQUEST_TIMEOUT_MS * 8 // 10
 _REFRESH_TIMEOUT = 1.5 * REQUEST_TIMEOUT_MS / 1000
 _IN_FLIGHT = 4  # requests to one broker, each for other partitions
+# A request is not added to beyond this: a broker cuts off whoever sends one that is larger than it takes (100 MiB).
+_REQUEST_BYTES = 4 * 2**20
 _BATCH_HEADER, _RECORD_OVERHEAD = 61, 36
 _TOO_LARGE = frozenset({10, 18})
 # Out of order, epoch or producer unknown: the broker has lost this producer's state, or a batch of ours was given up.
@@ -129,7 +131,11 @@ class Producer:
     async def _send(self, node: int, lanes: list[Lane]) -> None:
         by_topic: dict[str, list[tuple[int, bytearray]]] = {}
         sending: dict[tuple[str, int], Lane] = {}
+        size = 0
         for lane in lanes:
+            if size >= _REQUEST_BYTES:
+                self._offer(lane)
+                continue
             if lane.who is NOBODY:
                 try:
                     await self._introduce(lane, node)
@@ -143,6 +149,7 @@ class Producer:
             topic, partition = lane.target
             by_topic.setdefault(topic, []).append((partition, batch.data))
             sending[topic, partition] = lane
+            size += len(batch.data)
         if not sending:
             return
         request = ProduceRequest(None, -1, _BROKER_TIMEOUT_MS, list(by_topic.items()))
