@@ -93,7 +93,7 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         for metadata is told that there is none."""
         await super().close()
         asked, self._md_update_fut = self._md_update_fut, None  # type: ignore[has-type]
-        if asked is not None:
+        if asked is not None and not asked.done():
             asked.set_result(False)
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._get_conn_lock:
