@@ -147,6 +147,37 @@ async def test_a_later_attempt_or_a_later_life_of_the_run_is_another_command(poo
     assert anew.retry_at is not None
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_whatever_a_function_raises_is_its_result_and_holds_nothing_up(
+    pool: Pool, journal: Journal, in_thread: bool
+) -> None:
+    class Panic(BaseException):
+        """What libraries in Rust raise is no Exception."""
+
+    def fail() -> None:
+        raise Panic("it broke")
+
+    if in_thread:
+
+        @function(name="work")
+        def work(name: str) -> None:
+            fail()
+    else:
+
+        @function(name="work")
+        async def work(name: str) -> None:
+            fail()
+
+    positions = Positions(0)
+    pool.take(positions, 0, command("a"))
+    (failed,) = await until(lambda: journal.of(StepFailed))
+    await journal.flushed()
+
+    assert (failed.error_type.rpartition(".")[2], failed.message) == ("Panic", "it broke")
+    assert positions.done == 1
+    assert pool.running == 0
+
+
 async def test_a_withdrawn_step_is_cancelled_and_leaves_no_result(journal: Journal) -> None:
     steps, pool, positions = Steps(), new_pool(journal, concurrency=1), Positions(0)
     pool.take(positions, 0, command("running"))

@@ -261,15 +261,9 @@ class Work:
                     "are kept (AGNT5_MAX_PAYLOAD_BYTES). Store it elsewhere and return where"
                 )
             return StepSucceeded(c.run_id, c.path, c.attempt, result, None)
-        except asyncio.CancelledError as e:
-            if self.gone:
+        except BaseException as e:
+            if self.gone and not isinstance(e, Exception):
                 raise
-            return self._failed(e, options)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit) as e:
-            if self.gone:
-                raise
-            return self._failed(e, options)
-        except Exception as e:
             return self._failed(e, options)
 
     def _failed(self, e: BaseException, options: StepOptions) -> StepFailed:
