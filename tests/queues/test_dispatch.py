@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from agnt5.function import Function, function
 from agnt5.replay.protocol import StepAsk
@@ -26,12 +29,15 @@ class Topics:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     async def topics(self, names: Any) -> dict[str, TopicInfo]:
         return {name: TopicInfo(name, 1, {}) for name in names}
 
     async def append(self, target: Any, messages: Any) -> Ack:
         self.records += [decode(message.value) for message in messages]
+        await self.answering.wait()
         return Ack(0, 0)
 
 
@@ -69,6 +75,41 @@ async def test_a_step_is_sent_once_and_the_journal_says_so() -> None:
     assert dispatcher.dispatch(owner, run, pending, "0")
     await dispatcher.close()
     assert len(topics.records) == 1
+
+
+async def test_a_step_that_its_worker_leaves_before_the_broker_has_answered_is_sent_again() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    topics.answering.clear()
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: topics.records)
+
+    assert dispatcher.dispatch(owner, run, pending, "0")  # the journal says that a worker read it, and let go of it
+    topics.answering.set()
+    await until(lambda: len(owner.written) == 2)
+
+    assert [type(record) for record in topics.records] == [StepCommand, StepCommand]
+    await dispatcher.close()
+
+
+@pytest.mark.parametrize("on_its_way", [False, True])
+async def test_a_step_whose_owner_closes_before_the_broker_has_answered_is_the_next_owners_to_send(
+    on_its_way: bool,
+) -> None:
+    dispatcher, topics, owner, run, pending = made()
+    topics.answering.clear()
+    dispatcher.dispatch(owner, run, pending, "0")
+    if on_its_way:
+        await until(lambda: topics.records)
+    owner.closed = True
+    successor = Owner()
+
+    dispatcher.dispatch(successor, run, pending, "0")  # type: ignore[arg-type]
+    topics.answering.set()
+    await until(lambda: successor.written)
+
+    assert successor.written == [StepDispatched("run", "0", 0, 3)]
+    assert owner.written == []
+    await dispatcher.close()
 
 
 async def test_a_step_is_withdrawn_though_the_journal_does_not_know_yet_that_it_was_sent() -> None:

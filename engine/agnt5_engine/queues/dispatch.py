@@ -41,6 +41,10 @@ class _Sent(NamedTuple):
     record: StepCommand | StepWithdrawn
 
 
+#: A command: its owner, run, path and attempt.
+_Asked = tuple[Owner, str, str, int]
+
+
 class _Hand(NamedTuple):
     """A step that a worker has in hand."""
 
@@ -61,7 +65,7 @@ class Dispatcher:
         self._partitions: dict[str, int] = {}
         self._buffers: dict[str, list[_Sent]] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
-        self._sending: set[tuple[str, str, int]] = set()
+        self._buffered: set[_Asked] = set()
         self._in_hand: dict[tuple[str, str], _Hand] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -76,9 +80,11 @@ class Dispatcher:
             if pending.beat_at is not None:
                 self._hear(owner, key)  # by the owner before; it may have fallen silent since
             return True
-        if (*key, pending.attempt) not in self._sending:
-            self._sending.add((*key, pending.attempt))
-            self._in_hand.pop(key, None)  # whoever had it has let go of it
+        asked = (owner, *key, pending.attempt)
+        if asked not in self._buffered:
+            # Not even if it is on its way just now: a worker may have read it, and let go of it.
+            self._buffered.add(asked)
+            self._in_hand.pop(key, None)
             self._send(queue, _Sent(owner, run.run_id, _command(run, pending, path)))
         return True
 
@@ -120,6 +126,9 @@ class Dispatcher:
     async def _drain(self, queue: str) -> None:
         try:
             while batch := self._buffers.pop(queue, []):
+                for owner, run_id, record in batch:
+                    if isinstance(record, StepCommand):
+                        self._buffered.discard((owner, run_id, record.path, record.attempt))
                 await self._deliver(queue, batch)
         finally:
             del self._senders[queue]
@@ -156,16 +165,13 @@ class Dispatcher:
             self._too_large(group[0], e)
             return
         for owner, run_id, record in group:
-            if isinstance(record, StepCommand):
-                self._sending.discard((run_id, record.path, record.attempt))
-                if not owner.closed:
-                    owner.append(run_id, StepDispatched(run_id, record.path, record.attempt, owner.claim))
+            if isinstance(record, StepCommand) and not owner.closed:
+                owner.append(run_id, StepDispatched(run_id, record.path, record.attempt, owner.claim))
 
     def _too_large(self, sent: _Sent, error: TooLargeError) -> None:
         """Trying again would not help: the step fails."""
         c = sent.record
         assert isinstance(c, StepCommand)
-        self._sending.discard((sent.run_id, c.path, c.attempt))
         if not sent.owner.closed:
             told = f"the command of step {c.name!r} is too large for its queue: {error}"
             claim = sent.owner.claim
