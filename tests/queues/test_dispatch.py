@@ -124,6 +124,19 @@ async def test_a_step_is_withdrawn_though_the_journal_does_not_know_yet_that_it_
     await dispatcher.close()
 
 
+async def test_a_step_that_is_withdrawn_and_asked_for_anew_while_it_waits_to_be_sent_is_sent_last() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    dispatcher.dispatch(owner, run, pending, "0")
+    dispatcher.withdraw(owner, "run", "0", pending)  # its run failed
+    run.attempt = 1  # and was retried
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)
+
+    assert [type(record) for record in topics.records] == [StepCommand, StepWithdrawn, StepCommand]
+    assert topics.records[-1].run_attempt == 1
+    await dispatcher.close()
+
+
 async def test_on_the_embedded_log_the_processor_executes_the_step_itself() -> None:
     dispatcher, topics, owner, run, pending = made("embedded://somewhere")
 

@@ -93,6 +93,7 @@ class Dispatcher:
         if self._local or (queue := self._queue(pending)) is None:
             return
         self._in_hand.pop((run_id, path), None)
+        self._buffered.discard((owner, run_id, path, pending.attempt))  # asked for anew, it is sent after this
         # Whatever is known here: its command may be in the topic and StepDispatched not applied yet.
         self._send(queue, _Sent(owner, run_id, StepWithdrawn(run_id, path)))
 
