@@ -175,7 +175,24 @@ def test_an_input_larger_than_allowed_is_put_aside() -> None:
     assert "AGNT5_MAX_PAYLOAD_BYTES" in found.letters[0].detail
 
 
-@pytest.mark.parametrize("value", [b'{"n": NaN}', b"[" * 500 + b"]" * 500, b'{"n":' * 150 + b"1" + b"}" * 150])
+@pytest.mark.parametrize("field", ["session", "user", "event_id"])
+def test_names_that_the_journal_has_no_room_for_are_put_aside(field: str) -> None:
+    @workflow(
+        triggers=[event("orders", session="customer", user="customer")] if field != "event_id" else [event("orders")]
+    )
+    async def order(ctx: Any, text: str) -> None: ...
+
+    long = "\u00e9" * 500_000
+    value = {"text": "x" * 500_000, "customer": long if field != "event_id" else "c"}
+    headers = {"agnt5-event-id": long.encode()} if field == "event_id" else {}
+    found = decoded(value, headers=headers)
+
+    assert reasons(found) == [("order", "too_large")]
+
+
+@pytest.mark.parametrize(
+    "value", [b'{"n": NaN}', b"[" * 500 + b"]" * 500, b'{"n":' * 150 + b"1" + b"}" * 150]
+)
 def test_hostile_json_is_a_dead_letter(value: bytes) -> None:
     @workflow(triggers=[event("orders")])
     async def order(ctx: Any, n: Any) -> None: ...

@@ -28,7 +28,7 @@ from agnt5_engine.triggers.values import Raw, UndecodableError, value_of
 _SOME_ENVELOPE = b'{"value":null}'
 #: An input with more brackets than this may be nested too deep, and is checked the slow way.
 _SHALLOW = 100
-#: Room that the journal has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope, bytes.
+#: Room that the journal has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope and names, bytes.
 _ENVELOPE_ROOM = 64 * 1024
 
 
@@ -188,11 +188,12 @@ class _Subscription:
         except InputError as error:
             raise _NotTaken(UNBOUND, str(error)) from None
         size = len(input)
-        if size > self._max or (envelope is not None and size + len(envelope) > self._max + _ENVELOPE_ROOM):
+        around = len(to_json((event.dedupe, session, user))) + len(envelope or b"")
+        if size > self._max or size + around > self._max + _ENVELOPE_ROOM:
             raise _NotTaken(
                 TOO_LARGE,
-                f"its input has {size + len(envelope or b''):,} bytes as JSON; at most {self._max:,} are taken "
-                "(AGNT5_MAX_PAYLOAD_BYTES)",
+                f"its input has {size:,} bytes as JSON, and what goes with it {around:,}; at most {self._max:,} are "
+                f"taken (AGNT5_MAX_PAYLOAD_BYTES), and {_ENVELOPE_ROOM:,} more for the rest",
             )
         return StartRequest(
             workflow=self.name,
