@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import struct
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
 import fastavro
 import httpx
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from agnt5 import registry
 from agnt5.types import Envelope, event
@@ -188,6 +188,20 @@ def test_names_that_the_journal_has_no_room_for_are_put_aside(field: str) -> Non
     found = decoded(value, headers=headers)
 
     assert reasons(found) == [("order", "too_large")]
+
+
+def test_a_workflows_own_validator_that_breaks_is_a_dead_letter() -> None:
+    def in_stock(sku: str) -> str:
+        return {"a": "shelf 1"}[sku]
+
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, sku: Annotated[str, AfterValidator(in_stock)]) -> None: ...
+
+    assert len(decoded({"sku": "a"}).requests) == 1
+    found = decoded({"sku": "b"})
+
+    assert reasons(found) == [("order", "trigger_failed")]
+    assert "KeyError: 'b'" in found.letters[0].detail
 
 
 @pytest.mark.parametrize(

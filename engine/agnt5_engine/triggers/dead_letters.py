@@ -23,7 +23,7 @@ UNDECODABLE = "undecodable"
 UNBOUND = "unbound"
 """The value does not fit the workflow's parameters."""
 TRIGGER_FAILED = "trigger_failed"
-"""The trigger's own code (`filter`, `session`, `user`) raised."""
+"""The workflow's own code (a trigger's `filter`, `session` or `user`, a validator of a parameter) raised."""
 TOO_LARGE = "too_large"
 """The input is larger than AGNT5_MAX_PAYLOAD_BYTES."""
 

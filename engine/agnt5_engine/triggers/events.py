@@ -187,6 +187,8 @@ class _Subscription:
             input = self._bind(event.value)
         except InputError as error:
             raise _NotTaken(UNBOUND, str(error)) from None
+        except Exception as error:
+            raise _NotTaken(TRIGGER_FAILED, f"binding its input raised {type(error).__name__}: {error}") from None
         size = len(input)
         around = len(to_json((event.dedupe, session, user))) + len(envelope or b"")
         if size > self._max or size + around > self._max + _ENVELOPE_ROOM:
