@@ -204,9 +204,19 @@ def test_a_workflows_own_validator_that_breaks_is_a_dead_letter() -> None:
     assert "KeyError: 'b'" in found.letters[0].detail
 
 
-@pytest.mark.parametrize(
-    "value", [b'{"n": NaN}', b"[" * 500 + b"]" * 500, b'{"n":' * 150 + b"1" + b"}" * 150]
-)
+def test_headers_without_a_value_are_as_good_as_none() -> None:
+    @workflow(triggers=[event("orders")])
+    async def seen(ctx: Any, event: Envelope) -> None: ...
+
+    headers: Any = {"content-type": None, "agnt5-event-id": None}
+    (request,) = decoded(b"no JSON", headers=headers).requests
+
+    assert request.dedupe == "orders/3/7"
+    assert request.envelope is not None
+    assert json.loads(request.envelope)["headers"] == {"content-type": None, "agnt5-event-id": None}
+
+
+@pytest.mark.parametrize("value", [b'{"n": NaN}', b"[" * 500 + b"]" * 500, b'{"n":' * 150 + b"1" + b"}" * 150])
 def test_hostile_json_is_a_dead_letter(value: bytes) -> None:
     @workflow(triggers=[event("orders")])
     async def order(ctx: Any, n: Any) -> None: ...

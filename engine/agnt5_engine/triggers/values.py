@@ -69,7 +69,7 @@ def plain(value: Any) -> Any:
 
 def _content_type(record: Record) -> str:
     for name, value in record.headers:
-        if name.lower() == CONTENT_TYPE:
+        if name.lower() == CONTENT_TYPE and value:  # Kafka's may be null
             return value.decode(errors="replace").strip().lower()
     return ""
 
