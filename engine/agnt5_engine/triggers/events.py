@@ -26,7 +26,8 @@ from agnt5_engine.triggers.values import Raw, UndecodableError, value_of
 
 #: Stands for any envelope while an input is only checked.
 _SOME_ENVELOPE = b'{"value":null}'
-#: An input with more brackets than this may be nested too deep, and is checked the slow way.
+#: An input with more brackets than this may be nested too deep, and is checked the slow way; so is one that may hold a
+#: number beyond a double's range.
 _SHALLOW = 100
 #: Room that the journal has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope and names, bytes.
 _ENVELOPE_ROOM = 64 * 1024
@@ -223,7 +224,7 @@ class _Subscription:
             # Says what it should have been.
             return check_input(self.workflow, to_json(value), False)
         kept = to_json(binder.known(given))
-        if kept.count(b"[") + kept.count(b"{") > _SHALLOW:
+        if kept.count(b"[") + kept.count(b"{") > _SHALLOW or b"Infinity" in kept:
             return check_input(self.workflow, kept, False, _SOME_ENVELOPE if self._takes_event else None)
         binder.bind(kept, strict=False, envelope=_SOME_ENVELOPE if self._takes_event else None)
         return kept
