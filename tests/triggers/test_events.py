@@ -293,6 +293,13 @@ class Registry(httpx.MockTransport):
                 return httpx.Response(200, json={"schema": "{}", "schemaType": "JSON"})
             case "/schemas/ids/7":
                 return httpx.Response(200, json={"schema": "message A {}", "schemaType": "PROTOBUF"})
+            case "/schemas/ids/8":
+                references = [{"name": "shop.Odd", "subject": "odd", "version": 1}]
+                return httpx.Response(200, json={"schema": json.dumps(ORDER), "references": references})
+            case "/schemas/ids/9":
+                return httpx.Response(200, json={"schema": json.dumps(LINE), "references": None})
+            case "/subjects/odd/versions/1":
+                return httpx.Response(200, json={"schema": '{"type": "record", "name": "shop.Odd", "fields": "?"}'})
             case "/subjects/lines/versions/2":
                 return httpx.Response(200, json={"schema": json.dumps(LINE)})
             case _:
@@ -340,6 +347,8 @@ async def test_avro_events_bind_by_the_registrys_schema_and_wait_while_it_is_awa
         (wire(5, b"\x06"), "read 0"),
         (wire(7, b"x"), "PROTOBUF"),
         (wire(404, b"x"), "no schema 404"),
+        (wire(8, b"x"), "schema 8 cannot be used"),
+        (wire(9, b"\x06"), "read 0"),
     ],
 )
 async def test_what_a_registry_cannot_explain_is_one_dead_letter(value: bytes, told: str) -> None:
@@ -348,12 +357,28 @@ async def test_what_a_registry_cannot_explain_is_one_dead_letter(value: bytes, t
 
     registered = SchemaRegistry("http://registry", Registry())
     triggers = EventTriggers(registry.workflows(), registered)
-    await triggers.prepare([record(value)])
-    found = triggers.requests(ORDERS, record(value))
+    await triggers.prepare([record(value), record(value)])
+    both = [triggers.requests(ORDERS, record(value)) for _ in range(2)]
     await registered.close()
 
-    assert reasons(found) == [(None, "undecodable")]
-    assert told in found.letters[0].detail
+    for found in both:
+        assert reasons(found) == [(None, "undecodable")]
+        assert told in found.letters[0].detail
+
+
+async def test_an_answer_that_is_no_registrys_is_asked_for_again() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    answers = [httpx.Response(200, json=["who are you?"]), httpx.Response(200, json={"schema": '"string"'})]
+    registered = SchemaRegistry("http://registry", httpx.MockTransport(lambda request: answers.pop(0)))
+    triggers = EventTriggers(registry.workflows(), registered)
+    value = record(wire(5, b"\x06o-1"))
+    await triggers.prepare([value])
+    (request,) = triggers.requests(ORDERS, value).requests
+    await registered.close()
+
+    assert request.input == b'{"order_id":"o-1"}'
 
 
 def test_wire_format_without_a_registry_names_the_setting() -> None:

@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 HEADER = 5
 _LONGEST_WAIT = 10.0
+_UNUSABLE = 1000
+"""At most so many schemas are remembered of which it is known why they cannot be used."""
 
 
 class SchemaRegistry:
@@ -40,13 +42,12 @@ class SchemaRegistry:
 
     async def fetch(self, records: Iterable[Record]) -> None:
         """Fetch the schemas that these records need and that are not known yet. Waits, however long, while the registry
-        does not answer: an event is not given up for that."""
-        for record in records:
-            value = record.value
-            if value is not None and value[:1] == b"\0" and len(value) > HEADER:
-                id = int.from_bytes(value[1:HEADER], "big")
-                if id not in self._readers and id not in self._unusable:
-                    await self._fetch(id)
+        does not answer: an event is not given up for that. One that could not be used is fetched anew: the registry may
+        have it by the time someone redrives the event."""
+        values = [r.value for r in records if r.value is not None and r.value[:1] == b"\0" and len(r.value) > HEADER]
+        for id in {int.from_bytes(value[1:HEADER], "big") for value in values}:
+            if id not in self._readers:
+                await self._fetch(id)
 
     def decode(self, value: bytes) -> Any:
         """Raises LookupError for an ID that the registry does not have, ValueError (and what fastavro raises) for a
@@ -54,8 +55,7 @@ class SchemaRegistry:
         id = int.from_bytes(value[1:HEADER], "big")
         reader = self._readers.get(id)
         if reader is None:
-            # The registry may have it by the time someone redrives the event.
-            raise LookupError(self._unusable.pop(id, f"schema {id} was not fetched"))
+            raise LookupError(self._unusable.get(id, f"schema {id} was not fetched"))
         return reader(value)
 
     async def close(self) -> None:
@@ -72,34 +72,41 @@ class SchemaRegistry:
         await asyncio.shield(task)
 
     async def _load(self, id: int) -> None:
+        try:
+            problem = await self._read(id)
+        except Exception as error:  # whatever a schema that nobody checked makes of the parser
+            problem = f"schema {id} cannot be used: {type(error).__name__}: {error}"
+        if problem is not None:
+            if len(self._unusable) >= _UNUSABLE:
+                self._unusable.clear()
+            self._unusable[id] = problem
+
+    async def _read(self, id: int) -> str | None:
+        """Have its reader; or why it cannot be used."""
         found = await self._get(f"/schemas/ids/{id}")
         if found is None:
-            self._unusable[id] = f"the registry has no schema {id}"
-            return
-        match found.get("schemaType", "AVRO"):
+            return f"the registry has no schema {id}"
+        match found.get("schemaType") or "AVRO":
             case "AVRO":
                 known: dict[str, Any] = {}
-                missing = await self._references(found.get("references", []), known)
+                missing = await self._references(found, known)
                 if missing is not None:
-                    self._unusable[id] = f"schema {id} refers to {missing}, which the registry does not have"
-                    return
-                try:
-                    self._readers[id] = _avro_reader(fastavro.parse_schema(json.loads(found["schema"]), known))
-                except Exception as error:  # whatever a schema that nobody checked makes of the parser
-                    self._unusable[id] = f"schema {id} cannot be used: {type(error).__name__}: {error}"
+                    return f"schema {id} refers to {missing}, which the registry does not have"
+                self._readers[id] = _avro_reader(fastavro.parse_schema(json.loads(found["schema"]), known))
             case "JSON":
                 self._readers[id] = _json_body
             case other:
-                self._unusable[id] = f"schema {id} is {other}; AVRO and JSON are read"
+                return f"schema {id} is {other}; AVRO and JSON are read"
+        return None
 
-    async def _references(self, references: list[dict[str, Any]], known: dict[str, Any]) -> str | None:
+    async def _references(self, schema: dict[str, Any], known: dict[str, Any]) -> str | None:
         """Parse what a schema refers to into `known`; the first that is not there, else None."""
-        for reference in references:
+        for reference in schema.get("references") or ():
             subject, version = str(reference["subject"]), reference["version"]
             found = await self._get(f"/subjects/{quote(subject, safe='')}/versions/{version}")
             if found is None:
                 return f"{subject} version {version}"
-            missing = await self._references(found.get("references", []), known)
+            missing = await self._references(found, known)
             if missing is not None:
                 return missing
             if str(reference["name"]) not in known:
@@ -115,8 +122,10 @@ class SchemaRegistry:
                 if answer.status_code == 404:
                     return None
                 answer.raise_for_status()
-                found: dict[str, Any] = answer.json()
-                return found
+                found = answer.json()
+                if isinstance(found, dict):
+                    return found
+                raise ValueError("its answer is no schema")
             except (httpx.HTTPError, ValueError) as error:
                 log.warning("schema_registry.retry", path=path, error=str(error) or type(error).__name__, delay=delay)
             await asyncio.sleep(delay)
