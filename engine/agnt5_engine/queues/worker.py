@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -93,7 +93,7 @@ class Worker:
         settings = self._settings
         log_ = open_log(settings.broker, settings)
         watchdog = Watchdog()
-        results = Results(log_, settings.journal_topic, settings.partitions, self._fail)
+        results = Results(log_, settings.journal_topic, settings.partitions, self.fail)
         self.pool = Pool(
             results,
             self._slots,
@@ -179,7 +179,7 @@ class Worker:
         await self._consumer.stop()
         log.info("worker.stopped", queue=self._queue, worker=self.name)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         if not self._failure.done():
             self._failure.set_exception(error)
 
@@ -301,11 +301,19 @@ class _Source:
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What is raised here, aiokafka only logs; the partitions would be had and their commands passed over."""
+
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        await self._worker.revoked()
+        await self._or_fail(self._worker.revoked())
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        await self._worker.assigned(sorted(assigned))
+        await self._or_fail(self._worker.assigned(sorted(assigned)))
+
+    async def _or_fail(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as e:
+            self._worker.fail(e)
