@@ -172,6 +172,8 @@ class Ingest:
         if again.journal is not None and again.message is not None:
             await self._processor.log.append(again.journal, [again.message])
             return [again.run_id] if again.run_id is not None else []
+        if again.letters:
+            await self._put(again.letters)
         return await self._starter.start(again.requests)
 
     async def close(self) -> None:

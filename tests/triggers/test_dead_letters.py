@@ -141,6 +141,40 @@ async def test_bad_events_become_dead_letters_and_start_their_runs_once_the_code
         assert (await engine.run(run_id)).trigger.model_dump()["event_id"] == "e-b"
 
 
+async def test_a_redriven_event_that_one_workflow_still_cannot_take_is_a_dead_letter_of_that_workflow(
+    tmp_path: Path,
+) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> str:
+        return order_id
+
+    @workflow(triggers=[event("orders")])
+    async def bill(ctx: Any, amount: float) -> float:
+        return amount
+
+    async with processor(tmp_path) as engine:
+        # As it was put aside for all: nobody could decode it then.
+        record = Record(3, 1_700_000_000_000, None, b'{"order_id": "a"}', ())
+        await engine.ingest._put([Letter("undecodable", "schema 5 was not there", ORDERS, record)])
+        (dead,) = await until(engine.dead_letters)
+
+        (run_id,) = await engine.redrive(dead.id)
+
+        assert (await engine.finished(run_id)).output == "a"
+        _, left = await engine.dead_letters()
+        assert (left.reason, left.topic, left.partition, left.offset) == ("unbound", "orders", 1, 3)
+        assert "workflow bill" in left.detail
+
+
+async def test_a_letter_of_a_workflow_that_is_no_longer_triggered_is_refused() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    triggers = EventTriggers(registry.workflows())
+    with pytest.raises(Refused, match=r"workflow gone is not triggered by orders"):
+        await redriven(letter(1, b"{}", workflow="gone"), letter(1, b"{}").record, triggers, "agnt5.journal")
+
+
 async def test_a_journal_record_that_cannot_be_decoded_is_put_aside_and_the_partition_goes_on(tmp_path: Path) -> None:
     @workflow(triggers=[event("orders")])
     async def order(ctx: Any, order_id: str) -> str:

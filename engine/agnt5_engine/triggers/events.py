@@ -65,6 +65,10 @@ class EventTriggers:
         """Topics that some workflow is triggered by."""
         return sorted(self._by_topic)
 
+    def workflows(self, topic: str) -> list[str]:
+        """The workflows that are triggered by a topic."""
+        return [subscription.name for subscription in self._by_topic.get(topic, ())]
+
     async def prepare(self, records: Iterable[Record]) -> None:
         """Fetch what `requests` will need for these records. To be awaited first, once for a batch."""
         if self._registry is not None:

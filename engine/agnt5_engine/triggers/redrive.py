@@ -12,9 +12,11 @@ from agnt5_engine.triggers.events import EventTriggers
 
 
 class Redriven(NamedTuple):
-    """Runs to start, or a journal record to append again to `journal` (then `run_id` is whom it concerns)."""
+    """Runs to start and letters of the workflows that still cannot take it, or a journal record to append again to
+    `journal` (then `run_id` is whom it concerns)."""
 
     requests: list[StartRequest]
+    letters: list[Letter]
     journal: TopicPartition | None = None
     message: Message | None = None
     run_id: str | None = None
@@ -25,15 +27,19 @@ async def redriven(letter: Letter, original: Record, triggers: EventTriggers, jo
     starts nothing twice. Raises Refused when it still cannot be taken: the letter stays as it is."""
     if letter.source.topic == journal_topic:
         return _journal(letter, original)
-    if letter.source.topic not in triggers.topics():
+    workflows = triggers.workflows(letter.source.topic)
+    if not workflows:
         raise Refused("not_subscribed", f"no workflow here is triggered by {letter.source.topic} (any more)")
+    if letter.workflow is not None and letter.workflow not in workflows:
+        told = f"workflow {letter.workflow} is not triggered by {letter.source.topic} here (any more)"
+        raise Refused("not_subscribed", told)
     await triggers.prepare([original])
     found = triggers.requests(letter.source, original, letter.workflow)
     if found.letters and not found.requests:
         first = found.letters[0]
         who = f"workflow {first.workflow}: " if first.workflow else ""
         raise Refused(first.reason, f"it still cannot be taken: {who}{first.detail}")
-    return Redriven(found.requests)
+    return Redriven(found.requests, found.letters)
 
 
 def _journal(letter: Letter, original: Record) -> Redriven:
@@ -42,4 +48,4 @@ def _journal(letter: Letter, original: Record) -> Redriven:
     except RecordError as error:
         raise Refused(UNDECODABLE, f"it still cannot be decoded: {error}") from None
     message = Message(original.key, original.value, original.headers)
-    return Redriven([], letter.source, message, getattr(record, "run_id", None))
+    return Redriven([], [], letter.source, message, getattr(record, "run_id", None))
