@@ -15,7 +15,7 @@ from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepCommand, StepDispatched, StepWithdrawn
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.settings import Settings
-from agnt5_engine.transport.base import Ack, TopicInfo
+from agnt5_engine.transport.base import Ack, BadTopicError, TopicInfo
 from tests.triggers.engine import until
 
 
@@ -29,13 +29,16 @@ class Topics:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
+        self.partitions = 1
         self.answering = asyncio.Event()
         self.answering.set()
 
     async def topics(self, names: Any) -> dict[str, TopicInfo]:
-        return {name: TopicInfo(name, 1, {}) for name in names}
+        return {name: TopicInfo(name, self.partitions, {}) for name in names}
 
     async def append(self, target: Any, messages: Any) -> Ack:
+        if target.partition >= self.partitions:
+            raise BadTopicError(f"there is no {target}")
         self.records += [decode(message.value) for message in messages]
         await self.answering.wait()
         return Ack(0, 0)
@@ -134,6 +137,19 @@ async def test_a_step_that_is_withdrawn_and_asked_for_anew_while_it_waits_to_be_
 
     assert [type(record) for record in topics.records] == [StepCommand, StepWithdrawn, StepCommand]
     assert topics.records[-1].run_attempt == 1
+    await dispatcher.close()
+
+
+async def test_steps_find_their_pool_when_its_topic_was_made_anew_with_other_partitions() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    topics.partitions = 7
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)
+
+    topics.partitions = 1
+    pending.attempt = 1
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: len(owner.written) == 2)
     await dispatcher.close()
 
 

@@ -148,7 +148,8 @@ class Dispatcher:
                 await asyncio.gather(*(self._append(topic, *group) for group in groups.items()))
                 return
             except TransportError as e:
-                # Also a topic that is missing: the steps wait for whoever makes it.
+                # Also a topic that is missing: the steps wait for whoever makes it, maybe with other partitions.
+                self._partitions.pop(queue, None)
                 log.warning("queue.retry", queue=queue, commands=len(batch), error=str(e), delay=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_DELAY)
