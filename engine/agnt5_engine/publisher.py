@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -16,6 +17,8 @@ from agnt5_engine.transport.base import Ack, BadTopicError, Headers, Log, Messag
 log = structlog.stdlib.get_logger(__name__)
 
 _RETENTION_MS = 7 * 86_400_000
+#: Seconds after which it is looked up again how many partitions a topic has, as Kafka's own producers do.
+_FRESH = 300.0
 
 
 class Publisher:
@@ -24,7 +27,8 @@ class Publisher:
     def __init__(self, log: Log, settings: Settings) -> None:
         self._log = log
         self._settings = settings
-        self._partitions = {settings.journal_topic: settings.partitions, settings.outcomes_topic: settings.partitions}
+        self._ours = {settings.journal_topic: settings.partitions, settings.outcomes_topic: settings.partitions}
+        self._found: dict[str, tuple[int, float]] = {}  # partitions of users' topics, and until when that counts
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         """Append all; returns when all are durable. `topic` may be one of the outbox's stand-ins."""
@@ -33,22 +37,32 @@ class Publisher:
         groups: dict[int, list[Message]] = {}
         for message in messages:
             groups.setdefault(self._choose(message.key, count), []).append(message)
-        await asyncio.gather(*(self._log.append(TopicPartition(name, p), group) for p, group in groups.items()))
+        await asyncio.gather(*(self._append(name, p, group) for p, group in groups.items()))
 
     async def publish_event(self, topic: str, value: bytes, key: bytes | None, headers: Headers) -> tuple[int, Ack]:
         """Append one event to a user's topic. Raises BadTopicError, TooLargeError, RetriableError."""
         partition = self._choose(key, await self.partitions(topic))
-        return partition, await self._log.append(TopicPartition(topic, partition), [Message(key, value, headers)])
+        return partition, await self._append(topic, partition, [Message(key, value, headers)])
+
+    async def _append(self, topic: str, partition: int, messages: Sequence[Message]) -> Ack:
+        try:
+            return await self._log.append(TopicPartition(topic, partition), messages)
+        except BadTopicError:
+            self._found.pop(topic, None)  # it may have been made anew, with fewer partitions
+            raise
 
     async def partitions(self, topic: str) -> int:
         """How many partitions the topic has; on the embedded log a missing topic is made. Raises BadTopicError."""
-        count = self._partitions.get(topic)
-        if count is None:
+        if (ours := self._ours.get(topic)) is not None:
+            return ours
+        count, until = self._found.get(topic, (0, 0.0))
+        if time.monotonic() >= until:
             found = await self._log.topics([topic])
             if topic not in found:
                 await self.make(topic)
                 found = await self._log.topics([topic])
-            count = self._partitions[topic] = found[topic].partitions
+            count = found[topic].partitions
+            self._found[topic] = (count, time.monotonic() + _FRESH)
         return count
 
     async def make(self, topic: str) -> None:
