@@ -272,6 +272,14 @@ ORDER = {
 }
 
 
+TREE = {
+    "type": "record",
+    "name": "Tree",
+    "namespace": "shop",
+    "fields": [{"name": "order_id", "type": "string"}, {"name": "parts", "type": {"type": "array", "items": "Tree"}}],
+}
+
+
 class Registry(httpx.MockTransport):
     """A schema registry that is away for the first `away` requests."""
 
@@ -296,6 +304,8 @@ class Registry(httpx.MockTransport):
             case "/schemas/ids/8":
                 references = [{"name": "shop.Odd", "subject": "odd", "version": 1}]
                 return httpx.Response(200, json={"schema": json.dumps(ORDER), "references": references})
+            case "/schemas/ids/10":
+                return httpx.Response(200, json={"schema": json.dumps(TREE)})
             case "/schemas/ids/9":
                 return httpx.Response(200, json={"schema": json.dumps(LINE), "references": None})
             case "/subjects/odd/versions/1":
@@ -364,6 +374,26 @@ async def test_what_a_registry_cannot_explain_is_one_dead_letter(value: bytes, t
     for found in both:
         assert reasons(found) == [(None, "undecodable")]
         assert told in found.letters[0].detail
+
+
+def tree(depth: int) -> bytes:
+    return wire(10, b"\x02a" + b"\x02\x02a" * depth + b"\0" * (depth + 1))
+
+
+async def test_a_value_that_is_nested_too_deep_is_a_dead_letter_also_where_its_schema_holds_itself() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str, parts: list[Any]) -> None: ...
+
+    registered = SchemaRegistry("http://registry", Registry())
+    triggers = EventTriggers(registry.workflows(), registered)
+    await triggers.prepare([record(tree(1))])
+    shallow, deep = (triggers.requests(ORDERS, record(tree(depth))) for depth in (1, 100_000))
+    await registered.close()
+
+    assert [json.loads(r.input) for r in shallow.requests] == [
+        {"order_id": "a", "parts": [{"order_id": "a", "parts": []}]}
+    ]
+    assert reasons(deep) == [(None, "undecodable")]
 
 
 async def test_an_answer_that_is_no_registrys_is_asked_for_again() -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import fastavro
 import httpx
 import structlog
+from fastavro import _read_py
 from pydantic_core import from_json
 
 from agnt5_engine.transport.base import Record
@@ -92,7 +93,8 @@ class SchemaRegistry:
                 missing = await self._references(found, known)
                 if missing is not None:
                     return f"schema {id} refers to {missing}, which the registry does not have"
-                self._readers[id] = _avro_reader(fastavro.parse_schema(json.loads(found["schema"]), known))
+                schema = fastavro.parse_schema(json.loads(found["schema"]), known)
+                self._readers[id] = _avro_reader(schema, known)
             case "JSON":
                 self._readers[id] = _json_body
             case other:
@@ -132,13 +134,37 @@ class SchemaRegistry:
             delay = min(delay * 2, _LONGEST_WAIT)
 
 
-def _avro_reader(schema: Any) -> Callable[[bytes], Any]:
+def _avro_reader(schema: Any, known: dict[str, Any]) -> Callable[[bytes], Any]:
+    """`known`: the named types that the schema has or refers to."""
+    # A value of a type that holds itself may be nested so deep that the reader in C overflows the stack.
+    reader = _read_py.schemaless_reader if _holds_itself(schema, known, (), set()) else fastavro.schemaless_reader
+
     def read(value: bytes) -> Any:
         body = BytesIO(value)
         body.seek(HEADER)
-        return fastavro.schemaless_reader(body, schema, None)
+        return reader(body, schema, None)
 
     return read
+
+
+def _holds_itself(schema: Any, known: dict[str, Any], inside: tuple[str, ...], seen: set[str]) -> bool:
+    """Whether some named type, `inside` which this schema is, comes up in it again."""
+    match schema:
+        case str():
+            if schema in inside:
+                return True
+            if schema in seen or schema not in known:
+                return False
+            seen.add(schema)
+            return _holds_itself(known[schema], known, inside, seen)
+        case list():
+            return any(_holds_itself(one, known, inside, seen) for one in schema)
+        case _:
+            if "name" in schema:
+                inside = (*inside, schema["name"])
+            fields = [field["type"] for field in schema.get("fields", ())]
+            parts = [schema["type"], schema.get("items"), schema.get("values"), *fields]
+            return any(part is not None and _holds_itself(part, known, inside, seen) for part in parts)
 
 
 def _json_body(value: bytes) -> Any:

@@ -84,7 +84,7 @@ def _registered(data: bytes, registry: SchemaRegistry | None) -> Any:
         return plain(registry.decode(data))
     except SchemaParseException as error:
         raise UndecodableError(f"the schema it was written with cannot be used: {error}") from None
-    except (ValueError, LookupError, EOFError, TypeError, OverflowError, ArithmeticError) as error:
+    except (ValueError, LookupError, EOFError, TypeError, OverflowError, ArithmeticError, RecursionError) as error:
         told = str(error) or type(error).__name__
         raise UndecodableError(f"it is in a schema registry's wire format: {told}") from None
 
