@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from io import BytesIO
+from pathlib import Path
 from typing import Annotated, Any
 
 import fastavro
@@ -20,6 +21,8 @@ from agnt5_engine.records.journal import RunOutcome, SignalSent
 from agnt5_engine.transport.base import Record, TopicPartition
 from agnt5_engine.triggers.events import Decoded, EventTriggers
 from agnt5_engine.triggers.schema_registry import SchemaRegistry
+
+from .engine import processor, runs_of, until
 
 ORDERS = TopicPartition("orders", 3)
 
@@ -202,6 +205,28 @@ def test_a_workflows_own_validator_that_breaks_is_a_dead_letter() -> None:
 
     assert reasons(found) == [("order", "trigger_failed")]
     assert "KeyError: 'b'" in found.letters[0].detail
+
+
+async def test_an_event_whose_filter_raises_what_is_no_exception_is_put_aside(tmp_path: Path) -> None:
+    class Panic(BaseException):
+        """What libraries in Rust raise."""
+
+    def wanted(value: Any) -> bool:
+        if value["n"] == 1:
+            raise Panic("it broke")
+        return True
+
+    @workflow(triggers=[event("orders", filter=wanted)])
+    async def order(ctx: Any, n: int) -> int:
+        return n
+
+    async with processor(tmp_path, partitions=1) as engine:
+        for n in range(3):
+            await engine.publish("orders", b'{"n": %d}' % n, b"k", ())
+        assert [run.output for run in await runs_of(engine, "order", 2)] == [0, 2]
+        (dead,) = await until(engine.dead_letters)
+    assert (dead.reason, dead.value) == ("trigger_failed", {"n": 1})
+    assert "Panic: it broke" in dead.detail
 
 
 def test_headers_without_a_value_are_as_good_as_none() -> None:

@@ -184,7 +184,7 @@ class _Subscription:
                 user = trigger.user_id(value)
         except InputError as error:
             raise _NotTaken(UNBOUND, str(error)) from None
-        except Exception as error:
+        except BaseException as error:
             what = "its session or user" if trigger is not None else "its filter"
             raise _NotTaken(TRIGGER_FAILED, f"{what} raised {type(error).__name__}: {error}") from None
         envelope = event.envelope() if self._takes_event else None
@@ -192,7 +192,7 @@ class _Subscription:
             input = self._bind(event.value)
         except InputError as error:
             raise _NotTaken(UNBOUND, str(error)) from None
-        except Exception as error:
+        except BaseException as error:
             raise _NotTaken(TRIGGER_FAILED, f"binding its input raised {type(error).__name__}: {error}") from None
         size = len(input)
         around = len(to_json((event.dedupe, session, user))) + len(envelope or b"")
