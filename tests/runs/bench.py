@@ -107,7 +107,7 @@ class Partition:
     # ------------------------------------------------------------------ memory
 
     def checkpoint(self) -> list[Row]:
-        rows = checkpoint.collect(self.state) + checkpoint.expire(self.state)
+        rows = checkpoint.changes(self.state)
         self.store.write([*rows, Row(table.MARKER, encode(marker_of(self.state)))])
         return rows
 

@@ -710,7 +710,7 @@ class Owner:
         state = self.state
         if state.applied == self.written:
             return
-        rows = checkpoint.collect(state) + checkpoint.expire(state)
+        rows = checkpoint.changes(state)
         self.writing = Writing(rows, marker_of(state))
 
     def write(self) -> None:

@@ -142,3 +142,20 @@ def test_what_still_changes_stays_in_memory() -> None:
     assert checkpoint.forget_clean(p.state, keep=0) == 0
     p.checkpoint()
     assert checkpoint.forget_clean(p.state, keep=0) == 1
+
+
+@workflow(name="retention.short")
+async def short(ctx: WorkflowContext) -> None: ...
+
+
+def test_runs_are_forgotten_as_fast_as_they_come() -> None:
+    p, kept = Partition(short), []
+    for n in range(12):
+        for i in range(1000):
+            p.request(short, f"run{n}x{i}")
+            p.end(f"run{n}x{i}")
+            p.told.clear()
+        p.clock += RETENTION_MS // 4
+        p.forget()
+        kept.append(sum(key[:1] == table.RUN for key in p.store.keys))
+    assert max(kept) <= 6000, kept

@@ -19,7 +19,7 @@ from agnt5_engine.partition.table import Table, marker_now
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.rows import MarkerRow
 from agnt5_engine.runs import table
-from agnt5_engine.runs.checkpoint import Row, collect, expire, forget_clean
+from agnt5_engine.runs.checkpoint import Row, changes, collect, forget_clean
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Checkpointer, Message, RetriableError
 
@@ -165,7 +165,7 @@ class Checkpoints:
         if self._unwritten is None or clean:
             older = self._unwritten[0] if self._unwritten is not None else []
             marker = self._marker(state.applied, clean=clean)
-            self._unwritten = (older + collect(state) + expire(state), marker)
+            self._unwritten = (older + changes(state), marker)
         rows, marker = self._unwritten
         primary = [Message(r.key, r.value) for r in rows if r.key[:1] not in table.DERIVED_FAMILIES]
         head = Row(table.MARKER, encode(marker))

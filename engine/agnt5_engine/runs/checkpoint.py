@@ -19,11 +19,21 @@ from agnt5_engine.runs.state import PartitionState
 _INLINE_BYTES = 128 * 1024
 _INLINE_ROWS = 500
 
+#: So many rows of forgotten runs a checkpoint deletes at most, or so many times what it writes: a run that came and
+#: went between two checkpoints is written as one row, and deleted as three.
+_LET_GO, _TIMES = 1000, 4
+
 
 class Row(NamedTuple):
     key: bytes
     value: bytes | None  # None deletes
     of: Any = None  # what the value encodes, or (of a deleted pending row) the Pending; None where only bytes are known
+
+
+def changes(state: PartitionState) -> list[Row]:
+    """What a checkpoint writes: what has changed, and so much of what is forgotten that it keeps pace with that."""
+    rows = collect(state)
+    return rows + expire(state, limit=max(_LET_GO, _TIMES * len(rows)))
 
 
 def collect(state: PartitionState) -> list[Row]:
@@ -95,7 +105,7 @@ def _is_small(history: list[HistoryRow]) -> bool:
     return len(history) <= _INLINE_ROWS and sum(len(row.value) for row in history if row.value) <= _INLINE_BYTES
 
 
-def expire(state: PartitionState, limit: int = 1000) -> list[Row]:
+def expire(state: PartitionState, limit: int) -> list[Row]:
     """Rows of what retention has let go of, as deletions (derived rows too). Call after `collect`."""
     rows: list[Row] = []
     gone: set[bytes] = set()
