@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5_engine.partition import owner as owner_module
 from agnt5_engine.partition import stopping
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.partition.table import NoRoomError, Table
+from agnt5_engine.ports import NotHere
 from agnt5_engine.processor import Processor
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import SignalSent
+from agnt5_engine.records.routing import routing_key
+from agnt5_engine.transport.base import Message
 from tests.engine.conftest import Engine
 
 
@@ -128,9 +134,10 @@ async def test_a_disk_that_is_full_at_the_last_checkpoint_keeps_no_partition_fro
 
 
 async def finished(processor: Processor, run_id: str) -> object:
-    while processor.local_owner(run_id) is None:
+    while True:
+        with suppress(NotHere):  # given up meanwhile
+            return (await processor.finished(run_id)).output
         await asyncio.sleep(0.01)
-    return (await processor.finished(run_id)).output
 
 
 @pytest.mark.parametrize("workflow_name", ["steps_that_do_not_stop", "calls_that_do_not_stop"])
@@ -148,3 +155,50 @@ async def test_code_that_does_not_stop_when_it_is_cancelled_keeps_no_partition_f
         ENOUGH.set()
     assert owner.checkpoints._written == owner.state.applied
     Table(owner.table.path).close()  # nobody else has it open
+
+
+@workflow
+async def waits_after_a_call(ctx: WorkflowContext) -> object:
+    return [await charge(ctx), await ctx.wait_for_signal("go")]
+
+
+def fails_once(what: Callable[..., None], if_: Callable[..., bool]) -> Callable[..., None]:
+    failed: list[object] = []
+
+    def call(*given: object) -> None:
+        if not failed and if_(*given):
+            failed.append(given)
+            raise OSError("the disk could not be read")
+        what(*given)
+
+    return call
+
+
+async def test_a_partition_that_failed_while_the_result_of_a_call_was_taken_in_is_taken_over_anew(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_module, "finish_call", fails_once(owner_module.finish_call, lambda *_: True))
+    run_id = await engine.submit("waits_after_a_call")
+    await asyncio.sleep(0.1)
+    await signal_from_elsewhere(engine, run_id)
+    assert await asyncio.wait_for(finished(engine.processor, run_id), 10) == [1, "there"]
+
+
+async def test_a_partition_that_failed_while_a_record_was_applied_is_taken_over_anew_and_the_others_go_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = fails_once(owner_module.apply, lambda _state, _offset, _time, record: isinstance(record, SignalSent))
+    monkeypatch.setattr(owner_module, "apply", fails)
+    run_id = await engine.submit("waits_after_a_call")
+    await asyncio.sleep(0.1)
+    others = {p: owner for p, owner in engine.processor._owners.items() if p != engine.processor.partition_of(run_id)}
+    await signal_from_elsewhere(engine, run_id)
+    assert await asyncio.wait_for(finished(engine.processor, run_id), 10) == [1, "there"]
+    assert {p: engine.processor._owners[p] for p in others} == others
+
+
+async def signal_from_elsewhere(engine: Engine, run_id: str) -> None:
+    """Written to the journal by somebody else, so that only the log brings it."""
+    place = engine.processor._place(engine.processor.partition_of(run_id))
+    record = encode(SignalSent(run_id, "somebody's", "go", b'"there"'))
+    await engine.processor.log.append(place.journal, [Message(routing_key(run_id).encode(), record)])

@@ -258,10 +258,9 @@ class Owner:
                     await asyncio.sleep(0)
                     if self.closed:
                         return
-        except PartitionStopped as e:
+            self._act()
+        except Exception as e:  # as on an ack: this partition is taken over anew, the process goes on
             self.fail(e)
-            return
-        self._act()
 
     async def _apply_logged(self, offset: int, time: int, logged: Any) -> None:
         if offset <= self.state.applied:
@@ -377,5 +376,8 @@ class Owner:
 
     def _call_finished(self, key: str, token: int, result: object, error: BaseException | None) -> None:
         if not self.closed:
-            finish_call(self.state, key, token, result, error)
-            self._act()
+            try:
+                finish_call(self.state, key, token, result, error)
+                self._act()
+            except Exception as e:
+                self.fail(e)
