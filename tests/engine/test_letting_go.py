@@ -21,6 +21,7 @@ from agnt5_engine.processor import Processor
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import SignalSent
 from agnt5_engine.records.routing import routing_key
+from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Message
 from tests.engine.conftest import Engine
 
@@ -187,14 +188,37 @@ async def test_a_partition_that_failed_while_the_result_of_a_call_was_taken_in_i
 async def test_a_partition_that_failed_while_a_record_was_applied_is_taken_over_anew_and_the_others_go_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails = fails_once(owner_module.apply, lambda _state, _offset, _time, record: isinstance(record, SignalSent))
-    monkeypatch.setattr(owner_module, "apply", fails)
+    def begins(state: PartitionState, offset: int, _time: int, record: object) -> bool:
+        if not isinstance(record, SignalSent):
+            return False
+        state.applied = offset
+        engine.processor.local.owner(record.run_id).checkpoints._soon.set()  # just when one is due
+        return True
+
+    monkeypatch.setattr(owner_module, "apply", fails_once(owner_module.apply, begins))
     run_id = await engine.submit("waits_after_a_call")
     await asyncio.sleep(0.1)
     others = {p: owner for p, owner in engine.processor._owners.items() if p != engine.processor.partition_of(run_id)}
     await signal_from_elsewhere(engine, run_id)
     assert await asyncio.wait_for(finished(engine.processor, run_id), 10) == [1, "there"]
     assert {p: engine.processor._owners[p] for p in others} == others
+
+
+async def test_a_record_that_was_applied_by_half_while_the_owner_closed_is_in_no_last_checkpoint(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins(state: PartitionState, offset: int, _time: int, record: object) -> bool:
+        state.applied = offset
+        return isinstance(record, SignalSent)
+
+    processor, run_id = engine.processor, await engine.submit("waits_after_a_call")
+    await asyncio.sleep(0.1)
+    owner = processor.local.owner(run_id)
+    monkeypatch.setattr(owner_module, "apply", fails_once(owner_module.apply, begins))
+    owner.append(run_id, SignalSent(run_id, "somebody's", "go", b'"there"'))
+    await processor._give_up(frozenset({owner.partition}), save=True)
+    processor._open_soon(owner.partition)
+    assert await asyncio.wait_for(finished(processor, run_id), 10) == [1, "there"]
 
 
 async def signal_from_elsewhere(engine: Engine, run_id: str) -> None:

@@ -80,6 +80,7 @@ class Checkpoints:
         self._task: asyncio.Task[None] | None = None
         self._unwritten: tuple[list[Row], MarkerRow] | None = None
         self._lock = asyncio.Lock()
+        self._stopped = False
 
     # ------------------------------------------------------------------ at take-over
 
@@ -125,6 +126,12 @@ class Checkpoints:
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        """Write no more of them, not even a last one; one that is on its way holds what was before."""
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
 
     def perhaps(self) -> None:
         """Called after applying: ask for an early one when much has changed."""
@@ -180,7 +187,7 @@ class Checkpoints:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if save:
+        if save and not self._stopped:
             try:
                 async with asyncio.timeout(_LAST_SECONDS):
                     await self.write(clean=True)

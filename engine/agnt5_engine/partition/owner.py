@@ -239,6 +239,7 @@ class Owner:
 
     def fail(self, error: BaseException) -> None:
         """Something that cannot be gone on from happened to this partition."""
+        self.checkpoints.stop()  # a record may be applied by half
         if not self.closed:
             self._around.stopped(self, error)
 
