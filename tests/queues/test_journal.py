@@ -77,6 +77,20 @@ def test_a_step_that_kills_workers_alone_parks_its_run_and_begins_anew_when_that
     assert (pending(partition).restarts, pending(partition).isolated) == (0, 0)
 
 
+def test_a_step_that_stopping_workers_leave_while_it_runs_alone_is_not_poison() -> None:
+    partition = dispatched()
+    for _ in range(3):
+        partition.apply(beat("alone"))
+        partition.apply(beat("left"))
+        partition.apply(StepDispatched("run", "0", 0, partition.state.claim))
+    assert partition.run().status != "paused"
+
+    partition.apply(beat("alone"))  # and dies
+    partition.apply(StepDispatched("run", "0", 0, partition.state.claim))
+    partition.apply(beat("left"))  # by one that had not begun it
+    assert pending(partition).isolated == 1
+
+
 def test_a_function_that_workers_do_not_have_parks_the_run_with_the_reason() -> None:
     partition = dispatched()
     partition.apply(beat("unknown"))

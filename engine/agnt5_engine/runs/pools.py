@@ -30,9 +30,11 @@ def step_beat(state: PartitionState, held: Held, r: StepBeat) -> None:
     if found is None:
         return
     run, p = found
-    p.beat_at = held.time
+    begun, p.beat_at = p.beat_at is not None, held.time
     match r.state:
         case "left":
+            if begun and p.isolated:
+                p.isolated -= 1  # it did not die
             _ask_again(state, run, r.path, p)
         case "again":
             p.restarts += 1
