@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from agnt5.replay.protocol import Listener, TellChildAsk
+from agnt5.replay.protocol import Listener, StepAsk, TellChildAsk
 from agnt5.workflow import Workflow
 from agnt5_engine.records.avro import decode, encode
 from agnt5_engine.records.journal import JournalRecord
@@ -180,7 +180,7 @@ class PartitionState:
             return None
         if p.stored:
             run.gone[path] = p
-        if (due := p.due) is not None and due > self.now:
+        if not isinstance(p.ask, StepAsk) and (due := p.due) is not None and due > self.now:
             self.effects.append(DropTimer(due, run.run_id, path))
         if p.kept:
             run.keeps -= 1
