@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agnt5 import FunctionContext, WorkflowContext, function, workflow
@@ -14,6 +17,7 @@ from agnt5.replay.protocol import InPlaceCall
 from agnt5_engine.partition.calls import Calls
 from agnt5_engine.runs.model import Run
 from tests.engine.conftest import Engine
+from tests.engine.processes import ProcessorProcess
 
 
 @function(retries={"max_attempts": 2, "initial_interval_ms": 3_600_000})
@@ -137,3 +141,31 @@ async def test_an_in_place_call_that_is_interrupted_before_it_has_begun_is_forgo
     while calls._tasks:
         await asyncio.sleep(0)
     assert finished == ["b"]
+
+
+HANGS = """
+import threading
+from agnt5 import WorkflowContext, function, workflow
+
+@function
+def hangs() -> None:
+    threading.Event().wait()
+
+@workflow
+async def waits(ctx: WorkflowContext) -> None:
+    await ctx.step(hangs)
+"""
+
+
+def test_a_plain_function_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
+    module = tmp_path / "hangs_app.py"
+    module.write_text(HANGS)
+    with ProcessorProcess(module, tmp_path / "data") as processor:
+        answer = httpx.post(f"{processor.url}/v1/workflows/waits/submit", json={}, timeout=30).raise_for_status()
+        run = f"{processor.url}/v1/runs/{answer.json()['run_id']}"
+        while not httpx.get(run, timeout=30).json()["waiting_on"]:
+            time.sleep(0.05)
+        time.sleep(0.5)  # for its thread to begin
+        processor.signal(signal.SIGTERM)
+        assert processor.process is not None
+        assert processor.process.wait(20) == 0

@@ -9,7 +9,6 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
@@ -21,6 +20,7 @@ from agnt5.policies import StepOptions
 from agnt5.replay.activation import Activation
 from agnt5.replay.entries import UsedUp
 from agnt5.replay.protocol import StepAsk
+from agnt5.threads import StepThreads
 from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.partition.stopping import stopped
 from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
@@ -48,7 +48,7 @@ class Slots:
         self.lonely: deque[Callable[[], None]] = deque()
         self.alone = False  # one of the lonely has the process to itself
         self._context = copy_context()
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="agnt5-step")
+        self.pool = StepThreads(threads)
 
     def take(self, start: Callable[[], None]) -> None:
         """Call `start` when a slot is free."""
