@@ -15,7 +15,15 @@ from agnt5_engine.publisher import Publisher
 from agnt5_engine.queues.dispatch import Dispatcher
 from agnt5_engine.settings import Settings
 from agnt5_engine.starter import Starter
-from agnt5_engine.transport.base import Batch, Log, Membership, Record, RetriableError, TopicPartition
+from agnt5_engine.transport.base import (
+    Batch,
+    Log,
+    Membership,
+    Record,
+    RetriableError,
+    TopicPartition,
+    TransportError,
+)
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
 from agnt5_engine.triggers.positions import place_topic
@@ -26,6 +34,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 #: Seconds between looks at whether there is room for more.
 _POLL = 0.005
+#: Finding out where a trigger's partitions begin may take so long before others are no longer kept waiting for it.
+_PLACE_SECONDS = 5.0
 #: What is being taken in may take so long to become durable when its partition is given up.
 _SETTLE_SECONDS = 2.0
 #: Events that are taken in before their requests are made durable.
@@ -57,7 +67,8 @@ class Ingest:
         self._triggers = EventTriggers(registry.workflows(), self._registry, settings.max_payload_bytes)
         self._starter = Starter(processor.publisher, processor.local_owner)
         self.queues = Dispatcher(processor.log, settings, registry.find_function)
-        self._placed: set[TopicPartition] = set()
+        self._placed: set[TopicPartition] = set()  # given to us, and begun or about to be
+        self._placing: dict[asyncio.Task[None], frozenset[TopicPartition]] = {}
         self._inside: dict[TopicPartition, asyncio.Future[None]] = {}
         self._missing: set[str] = set()
         self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
@@ -80,30 +91,67 @@ class Ingest:
                 log.warning("trigger.topic_missing", topic=topic, hint="it is picked up when it appears")
 
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        """Begin each trigger partition that is new here where it should; all are looked up before the first is
-        pinned. The others go on."""
-        p = self._processor
+        """Begin each trigger partition that is new here where it should. The others go on.
+
+        Returns when that is done, or when it takes its time: a topic whose partitions have no leader just now must not
+        keep the journal and the other topics waiting."""
         mine = partitions - self._placed
         self._placed = set(partitions)
-        found: dict[TopicPartition, int] = {}
         for topic in sorted({source.topic for source in mine}):
-            numbers = [source.partition for source in mine if source.topic == topic]
-            found |= await place_topic(p.log, p.settings, topic, numbers, appeared=topic in self._missing)
+            sources = frozenset(source for source in mine if source.topic == topic)
+            for source in sources:
+                self._processor.membership.pause(source)
+            task = asyncio.get_running_loop().create_task(self._place(topic, sources))
+            self._placing[task] = sources
+            task.add_done_callback(self._placing.pop)
+        if self._placing:
+            done, _ = await asyncio.wait(self._placing, timeout=_PLACE_SECONDS)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
+
+    async def _place(self, topic: str, sources: frozenset[TopicPartition]) -> None:
+        """Begin these partitions of a topic: all are looked up before the first is pinned."""
+        p, loop = self._processor, asyncio.get_running_loop()
+        numbers, begun = [source.partition for source in sources], loop.time()
+        while True:
+            try:
+                found = await place_topic(p.log, p.settings, topic, numbers, appeared=topic in self._missing)
+                break
+            except TransportError as e:
+                if loop.time() - begun < _PLACE_SECONDS:
+                    raise  # whoever started us should know
+                log.error("trigger.position_failed", topic=topic, error=str(e))
+                await asyncio.sleep(_PLACE_SECONDS)
         try:
-            if found.keys() - mine:
+            if found.keys() - sources:
                 await p.membership.pin(found)
         except RetriableError as e:
-            log.debug(
-                "trigger.pin_failed", error=str(e)
-            )  # the group is being rearranged: whoever gets them looks again
-        for source in sorted(mine):
+            # The group is being rearranged: whoever gets them looks again.
+            log.debug("trigger.pin_failed", error=str(e))
+        for source in sorted(sources):
             p.membership.acked(source, found[source])  # pins the position, so that a restart starts here too
             p.membership.seek(source, found[source])
-        self._missing -= {source.topic for source in found}
+            p.membership.resume(source)
+        self._missing.discard(topic)
+
+    async def _place_no_more(self, partitions: frozenset[TopicPartition]) -> None:
+        """What is nearly found may be pinned. Partitions of one topic begin together: if some go, those that stay are
+        looked up again."""
+        given_up = {task: sources for task, sources in self._placing.items() if sources & partitions}
+        if not given_up:
+            return
+        _, late = await asyncio.wait(given_up, timeout=_SETTLE_SECONDS)
+        for task in late:
+            self._placed -= given_up[task]
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def revoked(self, partitions: frozenset[TopicPartition]) -> None:
         """Take no more of these; what is being taken in may become durable first, so that it is in the last
         checkpoints."""
+        await self._place_no_more(partitions)
         self._placed -= partitions
         inside = [self._inside[source] for source in partitions if source in self._inside]
         if inside:
@@ -177,6 +225,7 @@ class Ingest:
         return await self._starter.start(again.requests)
 
     async def close(self) -> None:
+        await self._place_no_more(frozenset(self._placed))
         await self.queues.close()
         if self._registry is not None:
             await self._registry.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from agnt5.types import event
 from agnt5.workflow import workflow
+from agnt5_engine import ingest
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import open_log
 from agnt5_engine.transport.base import Message, TopicPartition, TopicSpec
@@ -120,3 +122,39 @@ async def test_the_first_position_is_pinned_before_anything_is_read(tmp_path: Pa
     async with processor(tmp_path, trigger_start="latest") as engine:
         assert [run.output for run in await runs_of(engine, "order", 1)] == [1]
     await log.close()
+
+
+async def test_a_topic_whose_beginning_cannot_be_found_keeps_no_other_topic_and_no_run_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = asyncio.Event()
+
+    async def slowly(log_: Any, settings: Any, topic: str, *given: Any, **named: Any) -> Any:
+        if topic == "stuck":  # its partitions have no leader
+            await found.wait()
+        return await place_topic(log_, settings, topic, *given, **named)
+
+    monkeypatch.setattr(ingest, "place_topic", slowly)
+    monkeypatch.setattr(ingest, "_PLACE_SECONDS", 0.1)
+    monkeypatch.setattr(ingest, "_SETTLE_SECONDS", 0.1)
+
+    @workflow(triggers=[event("stuck")])
+    async def slow(ctx: Any, n: int) -> int:
+        return n
+
+    @workflow(triggers=[event("orders")])
+    async def quick(ctx: Any, n: int) -> int:
+        return n
+
+    async with processor(tmp_path, trigger_start="earliest") as engine:
+        for topic in ("stuck", "orders"):
+            await engine.publish(topic, b'{"n": 1}', None, ())
+        assert [run.output for run in await runs_of(engine, "quick", 1)] == [1]
+        sources = frozenset(engine.ingest._placed)
+        for _ in range(2):  # the group is rearranged
+            await engine.ingest.revoked(frozenset(source for source in sources if source.topic == "stuck"))
+            await engine.ingest.assigned(sources)
+        assert (await engine.runs(workflow="slow")).items == []
+        found.set()
+        assert [run.output for run in await runs_of(engine, "slow", 1)] == [1]
+        assert engine.ingest._placing == {}
