@@ -18,6 +18,7 @@ from agnt5.types import Envelope, event
 from agnt5.workflow import workflow
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import RunOutcome, SignalSent
+from agnt5_engine.serving.local import request_run_id
 from agnt5_engine.transport.base import Record, TopicPartition
 from agnt5_engine.triggers.events import Decoded, EventTriggers
 from agnt5_engine.triggers.schema_registry import SchemaRegistry
@@ -50,8 +51,20 @@ def test_an_object_binds_by_name_and_unknown_fields_are_left_out() -> None:
     (request,) = found.requests
     assert json.loads(request.input) == {"order_id": "o-1", "amount": 2}
     assert request.trigger == {"kind": "event", "topic": "orders", "partition": 3, "offset": 7}
-    assert request.dedupe == "orders/3/7"
+    assert request.dedupe == "orders/3/7@1700000000000"
     assert request.envelope is None
+
+
+def test_a_record_names_its_run_and_another_at_its_offset_in_a_topic_made_anew_names_another() -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, order_id: str) -> None: ...
+
+    triggers = EventTriggers(registry.workflows())
+    first, again, anew = (
+        triggers.requests(ORDERS, record({"order_id": "o-1"})._replace(time=time)).requests[0]
+        for time in (1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001)
+    )
+    assert request_run_id(first) == request_run_id(again) != request_run_id(anew)
 
 
 def test_an_event_id_in_the_header_names_the_run() -> None:
@@ -236,7 +249,7 @@ def test_headers_without_a_value_are_as_good_as_none() -> None:
     headers: Any = {"content-type": None, "agnt5-event-id": None}
     (request,) = decoded(b"no JSON", headers=headers).requests
 
-    assert request.dedupe == "orders/3/7"
+    assert request.dedupe == "orders/3/7@1700000000000"
     assert request.envelope is not None
     assert json.loads(request.envelope)["headers"] == {"content-type": None, "agnt5-event-id": None}
 

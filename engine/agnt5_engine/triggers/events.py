@@ -125,7 +125,8 @@ class _Event:
             if name == EVENT_ID and data:
                 self.dedupe = self.trigger["event_id"] = data.decode(errors="replace")
         if not self.dedupe:
-            self.dedupe = f"{topic}/{partition}/{offset}"
+            # With its time: in a topic that was deleted and made anew other events have the same offsets.
+            self.dedupe = f"{topic}/{partition}/{offset}@{record.time}"
 
     def envelope(self) -> bytes:
         """For a parameter named `event` (`agnt5.types.Envelope`)."""
