@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agnt5 import WorkflowContext, workflow
+from agnt5.replay.activation import Activation
 from agnt5_engine.partition.timers import Timers
 from agnt5_engine.runs.checkpoint import forget_clean
 from agnt5_engine.runs.model import Run
@@ -57,6 +60,34 @@ async def test_runs_about_to_wake_are_brought_into_memory_and_stay_until_they_ha
     for state in states:
         forget_clean(state, keep=0)
     assert not inside() & {*soon, *later}
+
+
+async def test_a_run_that_cannot_be_brought_back_beforehand_keeps_no_other_from_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_ids = [await engine.submit("dozes", b'{"seconds": 2.5}') for _ in range(3)]
+    states = [owner.state for owner in engine.processor._owners.values()]
+    for owner in engine.processor._owners.values():
+        await owner.checkpoints.write()
+    for state in states:
+        forget_clean(state, keep=0)
+    rebuild = Activation.rebuild
+
+    def fails_for_one(self: Activation, *given: Any, **named: Any) -> Any:
+        if self.info.run_id == run_ids[0]:
+            raise OSError("the disk")
+        return rebuild(self, *given, **named)
+
+    monkeypatch.setattr(Activation, "rebuild", fails_for_one)
+
+    async def brought_back() -> bool:
+        there = [found for state in states for run_id in run_ids[1:] if (found := state.runs.get(run_id)) is not None]
+        return len(there) == 2 and all(found.activation is not None for found in there)
+
+    await engine.until(brought_back)
+    assert run(states, run_ids[0]).activation is None
+    monkeypatch.undo()
+    assert [(await engine.processor.finished(run_id)).output for run_id in run_ids] == ["awake"] * 3
 
 
 def run(states: list[PartitionState], run_id: str) -> Run:

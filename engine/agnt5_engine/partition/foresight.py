@@ -10,7 +10,6 @@ import asyncio
 from contextlib import suppress
 
 from agnt5_engine.partition.timers import Timers
-from agnt5_engine.records.avro import RecordError
 from agnt5_engine.runs.activate import prepare
 from agnt5_engine.runs.state import PartitionState
 
@@ -48,7 +47,7 @@ class Foresight:
             state.foreseen = set(near)
             absent = [i for i in near if (run := state.runs.get(i)) is None or run.activation is None]
             for i, run_id in enumerate(absent, 1):
-                with suppress(RecordError):  # whoever applies its timer's record meets that too, and can say so
+                with suppress(Exception):  # whoever applies its timer's record meets that too, and can say so
                     if (run := state.run(run_id)) is not None:
                         prepare(state, run)
                 if i % _AT_ONCE == 0:

@@ -135,6 +135,9 @@ def prepare(state: PartitionState, run: Run) -> None:
     except NonDeterminismError:
         drop_activation(run)
         return
+    except BaseException:
+        drop_activation(run)  # nobody is to go on with what was brought back by half
+        raise
     if turn.calls or activation.ended:
         drop_activation(run)
 

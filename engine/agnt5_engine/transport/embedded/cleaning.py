@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agnt5_engine.transport.base import Record, TransportError
+from agnt5_engine.transport.base import Record
 from agnt5_engine.transport.embedded import batches
 from agnt5_engine.transport.embedded.group_commit import Group
 from agnt5_engine.transport.embedded.store import offset_of
@@ -56,8 +56,8 @@ class Cleaner:
             try:
                 await self.round()
                 self._log.store.note_files()
-            except TransportError as error:
-                log.warning("log_cleaning_failed", error=str(error))
+            except Exception as error:  # a store that cannot be used just now may be opened anew
+                log.warning("log_cleaning_failed", error=str(error) or repr(error))
 
     async def round(self, *, eager: bool = False) -> None:
         """Clean every topic once. `eager` compacts however little is new."""
