@@ -15,12 +15,14 @@ from agnt5_engine.transport.base import Ack, Headers
 
 
 class NotHere(Exception):
-    """The run's partition is owned by another processor (`url`), or by nobody just now (`url` is None)."""
+    """The run's partition is owned by another processor (`url`), or by nobody just now (`url` is None). `unsure`: a
+    command was on its way into the journal, and whether it got there is not known here."""
 
-    def __init__(self, partition: int, url: str | None) -> None:
+    def __init__(self, partition: int, url: str | None, *, unsure: bool = False) -> None:
         super().__init__(f"partition {partition} is owned by {url or 'nobody'}")
         self.partition = partition
         self.url = url
+        self.unsure = unsure
 
 
 class UnknownRun(LookupError):

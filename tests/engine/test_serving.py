@@ -157,3 +157,18 @@ async def test_a_cursor_that_the_list_cannot_go_on_from_is_refused_by_name(
         answer = await http.get(f"/v1/{path}", params={"cursor": encode_cursor(time, name)})
     assert answer.status_code == 422, answer.text
     assert [fault["field"] for fault in answer.json()["errors"]] == ["query.cursor"]
+
+
+async def test_a_start_whose_partition_goes_while_it_is_written_is_told_that_it_may_have_happened(
+    engine: Engine,
+) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        starting = asyncio.create_task(http.post("/v1/workflows/waits_for_go/submit", json={}))
+        while not any(owner.unacked for owner in engine.processor._owners.values()):
+            await asyncio.sleep(0)
+        await engine.processor._give_up(engine.processor.owned(), save=False)
+        caught, later = await starting, await http.post("/v1/workflows/waits_for_go/submit", json={})
+    assert (caught.status_code, later.status_code) == (503, 503)
+    assert "whether it did this is not known" in caught.json()["detail"]
+    assert "not known" not in later.json()["detail"]

@@ -128,10 +128,11 @@ def install(app: FastAPI) -> None:
 
 def no_owner(error: NotHere) -> Response:
     """503: nobody owns the partition just now, or whoever does is not where a request may still be sent."""
+    doubt = ", and whether it did this is not known" if error.unsure else ""
     return problem(
         503,
         "no-owner",
-        f"Partition {error.partition} is changing hands; ask again in a moment.",
+        f"Partition {error.partition} is changing hands{doubt}; ask again in a moment.",
         headers=RETRY,
         partition=error.partition,
     )

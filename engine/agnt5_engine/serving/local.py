@@ -132,7 +132,7 @@ class LocalRuns:
         try:
             return await expected
         except PartitionMoved:
-            raise NotHere(owner.partition, None) from None
+            raise NotHere(owner.partition, None, unsure=True) from None
         finally:
             owner.live.forget(run_id, command_id)
 
