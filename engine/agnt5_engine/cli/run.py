@@ -79,8 +79,8 @@ def watch(client: Client, run_id: str, *, everything: bool) -> None:
             say(line_of(event))
         elif event.type == "approval.requested":
             say(f"It waits for an answer: agnt5 approvals answer {run_id} ANSWER")
-        if event.type == "run.paused":
-            return
+        if event.type == "run.paused" and client.get_run(run_id).status == "paused":
+            return  # one that is told of may be over: a run that an idempotency key found has a past
 
 
 def report(run: Run) -> None:
