@@ -366,3 +366,20 @@ async def test_the_state_of_a_run_that_has_left_memory_is_read_though_nothing_el
     forget_clean(owner.state, keep=0)
     assert run_id not in owner.state.runs
     assert await asyncio.wait_for(engine.processor.state(run_id), 10) == {"phase": "waiting"}
+
+
+@workflow
+async def writes_often(ctx: WorkflowContext, times: int) -> int:
+    await ctx.user.state.set("profile", "x" * 60_000)
+    for _ in range(times):
+        await ctx.user.state.update("n", lambda n: n + 1, 0)
+    return await ctx.user.state.get("n")
+
+
+async def test_a_user_whose_state_is_written_often_does_not_outgrow_a_checkpoint(engine: Engine) -> None:
+    run_id = await engine.submit("writes_often", b'{"times":100}', user_id="ann")
+    assert (await asyncio.wait_for(engine.processor.finished(run_id), 30)).output == 100
+    await asyncio.sleep(0.5)
+    assert all(up for _, up in engine.processor.readiness())
+    await engine.restart()
+    assert all(up for _, up in engine.processor.readiness())

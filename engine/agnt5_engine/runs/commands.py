@@ -264,9 +264,10 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
                 user.state = changed(user.state, r.changes)
                 user.version += 1
         answer["version"] = user.version
-        answer["state"] = {k: from_json(v) for k, v in user.state.items()}
+        if not answer.get("applied"):  # whoever has written knows it; the replies are kept, and a row has its limit
+            answer["state"] = {k: from_json(v) for k, v in user.state.items()}
         reply = to_json(answer)
-        if r.op == "write":
+        if answer.get("applied"):  # anything else may be done twice
             user.replies[asker] = reply
             while len(user.replies) > _REPLIES:
                 del user.replies[next(iter(user.replies))]
