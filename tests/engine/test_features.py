@@ -383,3 +383,33 @@ async def test_a_user_whose_state_is_written_often_does_not_outgrow_a_checkpoint
     assert all(up for _, up in engine.processor.readiness())
     await engine.restart()
     assert all(up for _, up in engine.processor.readiness())
+
+
+@workflow
+async def hoards(ctx: WorkflowContext) -> list:
+    await ctx.user.state.set("a", "x" * 700_000)
+    told = []
+    for write in (
+        lambda: ctx.user.state.set("b", "x" * 700_000),
+        lambda: ctx.user.state.update("b", lambda b: "x" * 700_000),
+    ):
+        try:
+            await write()
+        except ValueError as error:
+            told.append(str(error))
+    await ctx.wait_for_signal("go")
+    await ctx.user.state.delete("a")
+    await ctx.user.state.set("b", "x" * 700_000)
+    return [*told, await ctx.user.state.keys()]
+
+
+async def test_a_write_with_which_a_user_s_state_could_not_be_read_any_more_is_refused(engine: Engine) -> None:
+    run_id = await engine.submit("hoards", user_id="ann")
+    await asyncio.sleep(1)
+    await engine.restart(crash=True)
+    await engine.processor.signal(run_id, "go", None, None)
+    run = await asyncio.wait_for(engine.processor.finished(run_id), 20)
+    first, second, keys = run.output
+    assert "1,400,0" in first
+    assert "AGNT5_MAX_PAYLOAD_BYTES" in first
+    assert (second, keys) == (first, ["b"])

@@ -24,11 +24,13 @@ from agnt5_engine.records.rows import EarlyCancelRow, Held, Parent, Signal
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
-from agnt5_engine.runs.model import Cause, Run
+from agnt5_engine.runs.model import Cause, Run, User
 from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 
+#: In a reply: why a write was not done and never will be.
+REFUSED = "refused"
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
 
 
@@ -261,7 +263,11 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
         if r.op == "write":
             answer["applied"] = r.version is None or r.version == user.version
             if answer["applied"]:
-                user.state = changed(user.state, r.changes)
+                after = changed(user.state, r.changes)
+                if (told := _outgrown(user, after, state.code.max_payload)) is not None:
+                    post_reply(state, held.offset, r.run_id, r.path, to_json({REFUSED: told}))
+                    return
+                user.state = after
                 user.version += 1
         answer["version"] = user.version
         if not answer.get("applied"):  # whoever has written knows it; the replies are kept, and a row has its limit
@@ -273,6 +279,17 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
                 del user.replies[next(iter(user.replies))]
             state.dirty_users[r.user_id] = user
     post_reply(state, held.offset, r.run_id, r.path, reply)
+
+
+def _outgrown(user: User, after: dict[str, bytes], most: int) -> str | None:
+    """Why a user's state may not become this: it goes as a whole to whoever reads it."""
+    before, size = (sum(len(k) + len(v) for k, v in values.items()) for values in (user.state, after))
+    if size <= max(most, before):
+        return None
+    return (
+        f"the state of user {user.user_id} would have {size:,} bytes; at most {most:,} are kept "
+        "(AGNT5_MAX_PAYLOAD_BYTES). Delete keys, or store it elsewhere and keep where it is"
+    )
 
 
 def changed(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:

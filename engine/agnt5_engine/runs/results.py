@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic_core import from_json
+
 from agnt5.replay.protocol import (
     Cancelled,
     ChildAsk,
@@ -32,7 +34,7 @@ from agnt5_engine.records.journal import (
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
-from agnt5_engine.runs.commands import changed
+from agnt5_engine.runs.commands import REFUSED, changed
 from agnt5_engine.runs.commit import moved
 from agnt5_engine.runs.effects import Append, Execute, SetTimer
 from agnt5_engine.runs.model import Cause, Run
@@ -71,7 +73,10 @@ def replied(state: PartitionState, held: Held, r: Replied) -> None:
     if not isinstance(p.ask, UserStateAsk | EmitAsk | WriteAsk) or is_locked(state, run, r.path):
         return
     _, kind, name = ask_key(p.ask)
-    advance(state, run, Cause(held, Resolved(r.path, r.value), kind, name, p.digest))
+    event: Resolved | Failed = Resolved(r.path, r.value)
+    if isinstance(p.ask, UserStateAsk) and r.value.startswith(b'{"%b"' % REFUSED.encode()):
+        event = Failed(r.path, ErrorInfo("ValueError", from_json(r.value)[REFUSED], "", "ctx.user.state"))
+    advance(state, run, Cause(held, event, kind, name, p.digest))
 
 
 def step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
