@@ -413,3 +413,26 @@ async def test_a_write_with_which_a_user_s_state_could_not_be_read_any_more_is_r
     assert "1,400,0" in first
     assert "AGNT5_MAX_PAYLOAD_BYTES" in first
     assert (second, keys) == (first, ["b"])
+
+
+@workflow
+async def deaf(ctx: WorkflowContext) -> list[int]:
+    await ctx.wait_for_user("Go on?")
+    return [(await ctx.wait_for_signal("part"))[0] for _ in range(4)]
+
+
+async def test_signals_that_wait_for_their_run_do_not_outgrow_a_checkpoint(engine: Engine) -> None:
+    run_id = await engine.submit("deaf")
+    refused = []
+    for n in range(8):
+        try:
+            await engine.processor.signal(run_id, "part", [n, "x" * 900_000], str(n))
+        except Refused as error:
+            refused.append((n, error.reason))
+    assert refused == [(n, "signals_waiting") for n in range(2, 8)]
+    await asyncio.sleep(0.5)
+    await engine.restart(crash=True)
+    await engine.processor.answer(run_id, "yes", None, "ann")
+    for n in (2, 3):  # there is room again, and what was refused was not remembered as sent
+        await engine.processor.signal(run_id, "part", [n, "x" * 900_000], str(n))
+    assert (await asyncio.wait_for(engine.processor.finished(run_id), 30)).output == [0, 1, 2, 3]

@@ -31,6 +31,9 @@ from agnt5_engine.runs.state import PartitionState
 
 #: In a reply: why a write was not done and never will be.
 REFUSED = "refused"
+#: Signals that a run has not taken yet may have so many times AGNT5_MAX_PAYLOAD_BYTES: they stand in its row, which
+#: the changelog takes up to four times that.
+_SIGNALS = 2
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
 
 
@@ -154,6 +157,10 @@ def signal_sent(state: PartitionState, r: SignalSent) -> None:
         return
     if run.ended or run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
+        return
+    if sum(len(signal.payload) for signal in run.signals) + len(r.payload) > _SIGNALS * state.code.max_payload:
+        told = f"run {r.run_id} has {len(run.signals)} signals that it has not taken yet: send it again when it has"
+        state.verdict(r.command_id, r.run_id, "signals_waiting", told)
         return
     run.commands[r.command_id] = None
     run.signals = [*run.signals, Signal(r.name, r.payload)]
