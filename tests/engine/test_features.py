@@ -436,3 +436,31 @@ async def test_signals_that_wait_for_their_run_do_not_outgrow_a_checkpoint(engin
     for n in (2, 3):  # there is room again, and what was refused was not remembered as sent
         await engine.processor.signal(run_id, "part", [n, "x" * 900_000], str(n))
     assert (await asyncio.wait_for(engine.processor.finished(run_id), 30)).output == [0, 1, 2, 3]
+
+
+@workflow
+async def fills(ctx: WorkflowContext) -> list:
+    told = []
+    for n in range(4):
+        try:
+            await ctx.session.state.set(str(n), "x" * 900_000)
+        except ValueError as error:
+            told.append((n, "the state of session s would have" in str(error)))
+    try:
+        await ctx.session.state.update("4", lambda _: "x" * 900_000)
+    except ValueError:
+        told.append((4, True))
+    await ctx.wait_for_signal("go")
+    await ctx.session.state.delete("0")
+    await ctx.session.state.update("3", lambda _: "x" * 900_000)
+    return [told, await ctx.session.state.keys()]
+
+
+async def test_a_write_with_which_a_session_would_outgrow_a_checkpoint_is_refused(engine: Engine) -> None:
+    run_id = await engine.submit("fills", session_id="s")
+    await asyncio.sleep(1)
+    assert all(up for _, up in engine.processor.readiness())
+    await engine.restart(crash=True)
+    await engine.processor.signal(run_id, "go", None, None)
+    run = await asyncio.wait_for(engine.processor.finished(run_id), 20)
+    assert run.output == [[[2, True], [3, True], [4, True]], ["1", "3"]]

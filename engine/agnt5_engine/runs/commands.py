@@ -9,7 +9,6 @@ from pydantic_core import from_json, to_json
 
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
 from agnt5.replay.questions import InvalidAnswer, check_answer
-from agnt5.state import apply_changes
 from agnt5_engine.records.avro import decode, is_a
 from agnt5_engine.records.journal import (
     CancelRequested,
@@ -24,13 +23,12 @@ from agnt5_engine.records.rows import EarlyCancelRow, Held, Parent, Signal
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
-from agnt5_engine.runs.model import Cause, Run, User
+from agnt5_engine.runs.model import Cause, Run
 from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
+from agnt5_engine.runs.writes import changed, outgrown, refusal
 
-#: In a reply: why a write was not done and never will be.
-REFUSED = "refused"
 #: Signals that a run has not taken yet may have so many times AGNT5_MAX_PAYLOAD_BYTES: they stand in its row, which
 #: the changelog takes up to four times that.
 _SIGNALS = 2
@@ -271,8 +269,9 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
             answer["applied"] = r.version is None or r.version == user.version
             if answer["applied"]:
                 after = changed(user.state, r.changes)
-                if (told := _outgrown(user, after, state.code.max_payload)) is not None:
-                    post_reply(state, held.offset, r.run_id, r.path, to_json({REFUSED: told}))
+                told = outgrown(f"user {r.user_id}", user.state, after, state.code.max_payload)
+                if told is not None:
+                    post_reply(state, held.offset, r.run_id, r.path, refusal(told))
                     return
                 user.state = after
                 user.version += 1
@@ -286,24 +285,6 @@ def user_state_asked(state: PartitionState, held: Held, r: UserStateAsked) -> No
                 del user.replies[next(iter(user.replies))]
             state.dirty_users[r.user_id] = user
     post_reply(state, held.offset, r.run_id, r.path, reply)
-
-
-def _outgrown(user: User, after: dict[str, bytes], most: int) -> str | None:
-    """Why a user's state may not become this: it goes as a whole to whoever reads it."""
-    before, size = (sum(len(k) + len(v) for k, v in values.items()) for values in (user.state, after))
-    if size <= max(most, before):
-        return None
-    return (
-        f"the state of user {user.user_id} would have {size:,} bytes; at most {most:,} are kept "
-        "(AGNT5_MAX_PAYLOAD_BYTES). Delete keys, or store it elsewhere and keep where it is"
-    )
-
-
-def changed(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:
-    """A state after the changes of a WriteAsk or UserStateAsk; the old one stays as it was."""
-    values = dict(current)
-    apply_changes(values, changes)
-    return values
 
 
 def failure(error_type: str | None, message: str | None, traceback: str | None, step: str | None) -> ErrorInfo | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic_core import from_json
-
 from agnt5.replay.protocol import (
     Cancelled,
     ChildAsk,
@@ -34,12 +32,11 @@ from agnt5_engine.records.journal import (
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
-from agnt5_engine.runs.commands import REFUSED, changed
 from agnt5_engine.runs.commit import moved
 from agnt5_engine.runs.effects import Append, Execute, SetTimer
 from agnt5_engine.runs.model import Cause, Run
 from agnt5_engine.runs.state import PartitionState
-from agnt5_engine.runs.writes import is_locked, state_written
+from agnt5_engine.runs.writes import changed, is_locked, refused, state_written
 
 
 def open_run(state: PartitionState, held: Held, record: RunRecord) -> Run | None:
@@ -74,8 +71,9 @@ def replied(state: PartitionState, held: Held, r: Replied) -> None:
         return
     _, kind, name = ask_key(p.ask)
     event: Resolved | Failed = Resolved(r.path, r.value)
-    if isinstance(p.ask, UserStateAsk) and r.value.startswith(b'{"%b"' % REFUSED.encode()):
-        event = Failed(r.path, ErrorInfo("ValueError", from_json(r.value)[REFUSED], "", "ctx.user.state"))
+    if isinstance(p.ask, UserStateAsk | WriteAsk) and (told := refused(r.value)) is not None:
+        scope = "ctx.user.state" if isinstance(p.ask, UserStateAsk) else "ctx.session.state"
+        event = Failed(r.path, ErrorInfo("ValueError", told, "", scope))
     advance(state, run, Cause(held, event, kind, name, p.digest))
 
 
