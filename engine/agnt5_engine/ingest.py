@@ -15,15 +15,7 @@ from agnt5_engine.publisher import Publisher
 from agnt5_engine.queues.dispatch import Dispatcher
 from agnt5_engine.settings import Settings
 from agnt5_engine.starter import Starter
-from agnt5_engine.transport.base import (
-    Batch,
-    Log,
-    Membership,
-    Record,
-    RetriableError,
-    TopicPartition,
-    TransportError,
-)
+from agnt5_engine.transport.base import Batch, Log, Membership, Record, RetriableError, TopicPartition
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, DeadLetters, Letter
 from agnt5_engine.triggers.events import EventTriggers
 from agnt5_engine.triggers.positions import place_topic
@@ -118,10 +110,10 @@ class Ingest:
             try:
                 found = await place_topic(p.log, p.settings, topic, numbers, appeared=topic in self._missing)
                 break
-            except TransportError as e:
+            except Exception as e:
                 if loop.time() - begun < _PLACE_SECONDS:
                     raise  # whoever started us should know
-                log.error("trigger.position_failed", topic=topic, error=str(e))
+                log.error("trigger.position_failed", topic=topic, error=str(e) or repr(e))
                 await asyncio.sleep(_PLACE_SECONDS)
         try:
             if found.keys() - sources:

@@ -33,7 +33,8 @@ class Refused(Exception):
     """A command that its run did not accept. `reason` is a stable word:
 
     ended, not_pending, already_answered (detail: the winning answer), several_pending (detail: the entries),
-    invalid_answer (detail: the allowed options), conflict (an idempotency key with other input), not_retriable.
+    invalid_answer (detail: the allowed options), conflict (an idempotency key with other input), not_retriable,
+    signals_waiting (too much that the run has not taken yet).
     """
 
     def __init__(self, reason: str, message: str, detail: Any = None) -> None:
