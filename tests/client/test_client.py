@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
+import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
@@ -247,6 +248,18 @@ async def test_nobody_there_is_an_error_that_says_where_it_asked() -> None:
         await AsyncClient("http://127.0.0.1:9", patience=0.3).get_run("a")
     with Client("http://127.0.0.1:9", patience=0) as client, pytest.raises(ConnectionError):
         client.publish("t", {})
+
+
+async def test_calls_that_fail_together_all_turn_to_the_address_that_answers() -> None:
+    async def serve(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        if request.url.host == "gone":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"items": []})
+
+    transport = httpx.MockTransport(serve)
+    async with AsyncClient(["http://gone", "http://there"], patience=1.0, transport=transport) as client:
+        await asyncio.gather(client.workflows(), client.workflows())
 
 
 def test_both_clients_have_the_same_methods() -> None:

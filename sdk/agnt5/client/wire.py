@@ -48,11 +48,13 @@ class Addresses:
     def url(self, call: Call) -> str:
         return self._urls[0] + call.path
 
-    def lost(self, call: Call, error: Exception) -> Lost:
-        at = self._urls[0]
-        self._urls.append(self._urls.pop(0))
+    def lost(self, call: Call, url: str, error: Exception) -> Lost:
+        """There was no answer from `url`: the next address is asked, unless another call has turned to it already."""
+        first, *others = self._urls
+        if url == first + call.path:
+            self._urls = [*others, first]  # one assignment: threads share a client
         told = str(error) or type(error).__name__
-        return Lost(f"{call.method} {at}{call.path}: no answer: {told}", not isinstance(error, _UNSENT))
+        return Lost(f"{call.method} {url}: no answer: {told}", not isinstance(error, _UNSENT))
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
@@ -77,17 +79,18 @@ class SyncWire:
         self._http = httpx.Client(headers=_headers(api_key), transport=transport, trust_env=self._addresses.proxied)
 
     def send(self, call: Call) -> Reply | Lost:
+        url = self._addresses.url(call)
         try:
             got = self._http.request(
                 call.method,
-                self._addresses.url(call),
+                url,
                 params=call.query or None,
                 headers=_encoded(call),
                 content=call.body,
                 timeout=_timeout(call),
             )
         except httpx.TransportError as error:
-            return self._addresses.lost(call, error)
+            return self._addresses.lost(call, url, error)
         return Reply(got.status_code, got.headers, got.content)
 
     @contextmanager
@@ -99,16 +102,16 @@ class SyncWire:
                 call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else got.read()
-                yield Reply(got.status_code, got.headers, body), self._events(call, got)
+                yield Reply(got.status_code, got.headers, body), self._events(call, url, got)
         except httpx.TransportError as error:
-            raise LostError(self._addresses.lost(call, error)) from None
+            raise LostError(self._addresses.lost(call, url, error)) from None
 
-    def _events(self, call: Call, got: httpx.Response) -> Iterator[str]:
+    def _events(self, call: Call, url: str, got: httpx.Response) -> Iterator[str]:
         try:
             for event in EventSource(got).iter_sse():
                 yield event.data
         except (httpx.TransportError, SSEError) as error:
-            raise LostError(self._addresses.lost(call, error)) from None
+            raise LostError(self._addresses.lost(call, url, error)) from None
 
     def close(self) -> None:
         self._http.close()
@@ -124,17 +127,18 @@ class AsyncWire:
         )
 
     async def send(self, call: Call) -> Reply | Lost:
+        url = self._addresses.url(call)
         try:
             got = await self._http.request(
                 call.method,
-                self._addresses.url(call),
+                url,
                 params=call.query or None,
                 headers=_encoded(call),
                 content=call.body,
                 timeout=_timeout(call),
             )
         except httpx.TransportError as error:
-            return self._addresses.lost(call, error)
+            return self._addresses.lost(call, url, error)
         return Reply(got.status_code, got.headers, got.content)
 
     @asynccontextmanager
@@ -146,16 +150,16 @@ class AsyncWire:
                 call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else await got.aread()
-                yield Reply(got.status_code, got.headers, body), self._events(call, got)
+                yield Reply(got.status_code, got.headers, body), self._events(call, url, got)
         except httpx.TransportError as error:
-            raise LostError(self._addresses.lost(call, error)) from None
+            raise LostError(self._addresses.lost(call, url, error)) from None
 
-    async def _events(self, call: Call, got: httpx.Response) -> AsyncIterator[str]:
+    async def _events(self, call: Call, url: str, got: httpx.Response) -> AsyncIterator[str]:
         try:
             async for event in EventSource(got).aiter_sse():
                 yield event.data
         except (httpx.TransportError, SSEError) as error:
-            raise LostError(self._addresses.lost(call, error)) from None
+            raise LostError(self._addresses.lost(call, url, error)) from None
 
     async def close(self) -> None:
         await self._http.aclose()
