@@ -35,6 +35,11 @@ async def approval_workflow(ctx: WorkflowContext, order_id: str) -> dict[str, An
 
 
 @workflow
+async def one_by_one(ctx: WorkflowContext) -> list[Any]:
+    return [await ctx.wait_for_user(question, input_type="approval") for question in ("one?", "two?")]
+
+
+@workflow
 async def signalled(ctx: WorkflowContext) -> list[Any]:
     return [await ctx.wait_for_signal("go"), await ctx.wait_for_signal("go")]
 

@@ -262,6 +262,32 @@ async def test_calls_that_fail_together_all_turn_to_the_address_that_answers() -
         await asyncio.gather(client.workflows(), client.workflows())
 
 
+async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(backend: Backend) -> None:
+    class Losing(httpx.AsyncHTTPTransport):
+        """Brings the first answer to the API, asks for the next question, and loses the reply."""
+
+        lost = False
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            reply = await super().handle_async_request(request)
+            if "/resume/" in request.url.path and not self.lost:
+                self.lost = True
+                await reply.aclose()
+                async with asyncio.timeout(20), AsyncClient(backend.urls) as other:
+                    while all(one.run_id != run_id for one in (await other.approvals()).items):
+                        await asyncio.sleep(0.02)
+                raise httpx.ReadError("gone")
+            return reply
+
+    async with AsyncClient(backend.urls, transport=Losing()) as client:
+        run_id = await client.submit("one_by_one")
+        await asked(Caller(client), run_id)
+        await client.answer(run_id, "approve")
+        assert (await client.get_run(run_id)).status == "awaiting_user_input", "the second is still asked"
+        await client.answer(run_id, "reject")
+        assert (await client.wait(run_id, timeout=20)).output == ["approve", "reject"]
+
+
 def test_both_clients_have_the_same_methods() -> None:
     def methods(cls: type) -> dict[str, list[str]]:
         return {

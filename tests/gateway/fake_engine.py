@@ -226,7 +226,10 @@ class FakeRun:
             started_at=at(self.created),
             finished_at=None if self.finished is None else at(self.finished),
             trigger=Trigger(**self.request.trigger),
-            waiting_on=list(self.waiting),
+            waiting_on=[
+                *self.waiting,
+                *(Waiting(kind="user", entry=entry, name=one.question) for entry, (one, _) in self.open.items()),
+            ],
         )
 
 
@@ -284,6 +287,10 @@ class Cluster:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def already_answered(run: FakeRun, entry: str) -> Refused:
+    return Refused("already_answered", "That was answered already.", {"entry": entry, "response": run.answered[entry]})
 
 
 class FakeEngine:
@@ -363,7 +370,9 @@ class FakeEngine:
         run = self._run(run_id)
         if run.finished is not None:
             if (last := entry or next(reversed(run.answered), None)) in run.answered:
-                raise Refused("already_answered", "That was answered already.", run.answered[last])
+                raise Refused(
+                    "already_answered", "That was answered already.", {"entry": last, "response": run.answered[last]}
+                )
             raise Refused("ended", "The run has ended.")
         if entry is None:
             if len(run.open) > 1:
@@ -373,7 +382,9 @@ class FakeEngine:
             if entry is None and run.answered:
                 entry = list(run.answered)[-1]
             if entry in run.answered:
-                raise Refused("already_answered", "That was answered already.", run.answered[entry])
+                raise Refused(
+                    "already_answered", "That was answered already.", {"entry": entry, "response": run.answered[entry]}
+                )
             raise Refused("not_pending", "No question is open.")
         approval, future = run.open[entry]
         allowed = [option.id for option in approval.options]

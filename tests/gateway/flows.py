@@ -32,6 +32,10 @@ async def two_questions(run: FakeRun) -> Any:
     return list(await asyncio.gather(run.ask("one?"), run.ask("two?", skippable=True)))
 
 
+async def one_by_one(run: FakeRun) -> Any:
+    return [await run.ask("one?"), await run.ask("two?")]
+
+
 async def signalled(run: FakeRun) -> Any:
     first = await run.signal("go")
     run.progress(0.5)
@@ -53,6 +57,7 @@ def workflows() -> dict[str, FakeWorkflow]:
         "fails": FakeWorkflow(fails),
         "approval_workflow": FakeWorkflow(approval, {"order_id": str}),
         "two_questions": FakeWorkflow(two_questions),
+        "one_by_one": FakeWorkflow(one_by_one),
         "signalled": FakeWorkflow(signalled),
         "nothing": FakeWorkflow(nothing),
         "welcome": FakeWorkflow(nothing, {"user_id": str}, topics=["user.signed_up"]),

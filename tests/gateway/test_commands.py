@@ -45,7 +45,7 @@ async def test_the_second_of_two_answers_learns_the_first(one: Processor) -> Non
     )
     assert sorted(status for status, _ in replies) == [200, 409]
     [lost] = [body for status, body in replies if status == 409]
-    assert lost["answer"] == "approve"
+    assert lost["answer"] == {"entry": "0", "response": "approve"}
 
 
 async def test_of_several_questions_one_has_to_be_named(one: Processor) -> None:

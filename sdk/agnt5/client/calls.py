@@ -15,7 +15,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from agnt5.client.errors import ConflictError, UnavailableError, WaitTimeoutError, refusal
+from agnt5.client.errors import ConflictError, NotAllowedError, UnavailableError, WaitTimeoutError, refusal
 from agnt5.client.models import Problem, Published, Run, Shape, Status, Submitted
 from agnt5.codec import encode_plain
 from agnt5.errors import EncodeError, RunError
@@ -239,6 +239,8 @@ def wait(run_id: str, timeout: float | None, patience: float, told: float | None
 
 
 def answer(run_id: str, response: Any, entry: str | None, user_id: str | None, patience: float) -> Operation[Status]:
+    if entry is None:
+        entry = yield from only_question(run_id, patience)
     body = {"user_response": response} | ({} if entry is None else {"entry": entry})
     headers = {"content-type": "application/json"} | ({} if user_id is None else {"x-user-id": user_id})
     call = Call("POST", f"/v1/workflows/resume/{quote(run_id, safe='')}", {}, headers, encode(body))
@@ -246,10 +248,21 @@ def answer(run_id: str, response: Any, entry: str | None, user_id: str | None, p
         answered = yield from ask(call, patience)
     except ConflictError as error:
         # Ours, if an attempt whose answer was lost gave it.
-        if not hasattr(error, "__notes__") or (error.problem.model_extra or {}).get("answer", ...) != response:
+        given: Any = (error.problem.model_extra or {}).get("answer")
+        if not hasattr(error, "__notes__") or not given or from_json(encode(response)) != given["response"]:
             raise
         return (yield from status(run_id, patience))
     return Status.model_validate_json(answered.reply.body)
+
+
+def only_question(run_id: str, patience: float) -> Operation[str | None]:
+    """The entry of the run's question, if it asks one: an answer that is sent again must not answer the next one."""
+    try:
+        found = yield from get(run_path(run_id), Run, patience)
+    except NotAllowedError:
+        return None  # a key that may only answer
+    asked = [one.entry for one in found.waiting_on if one.kind == "user"]
+    return asked[0] if len(asked) == 1 else None
 
 
 def signal(run_id: str, name: str, payload: Any, signal_id: str | None, patience: float) -> Operation[Status]:
