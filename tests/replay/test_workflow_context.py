@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
@@ -703,6 +704,21 @@ async def test_mocks_stand_in_for_functions() -> None:
         assert isinstance(failed.value, StepError)
         assert isinstance(failed.value, RunError)
         assert failed.value.attempts == 2
+
+
+async def test_a_mock_of_a_plain_function_gets_its_arguments_and_gives_what_it_returns() -> None:
+    def price(item: str, count: int = 1) -> Decimal:
+        raise AssertionError("not in a test")
+
+    @workflow
+    async def priced(ctx: WorkflowContext) -> list[Any]:
+        batch = await ctx.map(price, ["b"])
+        return [
+            str(value + 1) for value in (await ctx.step(price, "a", count=2), await ctx.step("p", price, "c"), *batch)
+        ]
+
+    async with TestEnvironment(mocks={price: lambda item, count=1: Decimal(ord(item) + count)}) as env:
+        assert await env.run(priced) == ["100", "101", "100"]
 
 
 async def test_a_failed_run_goes_on_from_what_failed() -> None:

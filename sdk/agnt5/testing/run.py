@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agnt5.client.models import ErrorDetail, Run, Trigger, Waiting, at
-from agnt5.codec import decode_plain
+from agnt5.codec import decode_plain, encode_plain
 from agnt5.errors import NonDeterminismError, StepTimeout, error_info, short_type
 from agnt5.execute import bounded, execute
 from agnt5.functioncontext import FunctionContext
@@ -44,6 +44,7 @@ from agnt5.replay.protocol import (
     ask_digest,
     ask_key,
 )
+from agnt5.replay.steps import LocalCall
 
 if TYPE_CHECKING:
     from agnt5.testing.environment import TestEnvironment
@@ -367,8 +368,13 @@ class TestRun:
         mocks = self.env.mocks
         names = (ask.name, ask.function)
         if ask.function is None:
-            if mocks.has(ask.name):
-                return self.activation.encoded(await mocks.call(names, ctx, (), {}), f"the result of step {ask.name!r}")
+            local = _local_call(self.activation, ask.path)
+            args, kwargs = ((), {}) if local is None else (local.args, local.kwargs)
+            names = (ask.name, None if local is None else local.function.name)
+            if mocks.has(*names):
+                result = await bounded(mocks.call(names, ctx, args, kwargs), options.timeout_ms, ask.name, ctx)
+                data = encode_plain(result) if local is None else local.function.encode_result(result)
+                return self.activation.checked(data, f"the result of step {ask.name!r}")
             try:
                 work = self.activation.callable(ask.path)
             except UsedUp:
@@ -380,8 +386,8 @@ class TestRun:
             if function is None:
                 raise LookupError(f"no function is called {ask.function!r}")
             if mocks.has(*names):
-                args, kwargs = function.decode_input(ask.input)
-                call = mocks.call(names, ctx, tuple(args), kwargs)
+                given, kwargs = function.decode_input(ask.input)
+                call = mocks.call(names, ctx, tuple(given), kwargs)
                 data = function.encode_result(await bounded(call, options.timeout_ms, function.name, ctx))
             else:
                 data = await execute(function, ask.input, ctx, options)
@@ -475,6 +481,12 @@ class TestRun:
                 "parent_run_id": self.parents[0][0].info.run_id if self.parents else None,
             }
         )
+
+
+def _local_call(activation: Activation, path: str) -> LocalCall | None:
+    """The call behind a step whose function only the run has; None where it was given a coroutine."""
+    work = getattr(activation.open[path], "work", None)
+    return work if isinstance(work, LocalCall) else None
 
 
 def _until(ask: Ask) -> Any:
