@@ -721,6 +721,25 @@ async def test_a_mock_of_a_plain_function_gets_its_arguments_and_gives_what_it_r
         assert await env.run(priced) == ["100", "101", "100"]
 
 
+async def test_a_signal_whose_wait_is_given_up_before_its_turn_is_there_for_the_next_wait() -> None:
+    @workflow(name="first_of_two")
+    async def child(ctx: WorkflowContext) -> list[Any]:
+        waits = [asyncio.ensure_future(ctx.wait_for_signal(name)) for name in ("paid", "shipped")]
+        done, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        return [*(one.result() for one in done), await ctx.wait_for_signal("shipped", timeout=60)]
+
+    @workflow(name="sends_two")
+    async def parent(ctx: WorkflowContext) -> Any:
+        handle = await ctx.start(child)
+        await ctx.parallel(handle.signal("paid", 1), handle.signal("shipped", 2))
+        return await handle.result()
+
+    async with TestEnvironment() as env:
+        assert await env.run(parent) == [1, 2]
+
+
 async def test_a_failed_run_goes_on_from_what_failed() -> None:
     done: list[str] = []
 

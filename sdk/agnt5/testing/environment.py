@@ -36,7 +36,7 @@ from agnt5.replay.questions import check_answer
 from agnt5.state import apply_changes
 from agnt5.testing.handle import Question, RunHandle, question_of
 from agnt5.testing.mocks import Mocks
-from agnt5.testing.run import GoOn, Retry, TestRun
+from agnt5.testing.run import GoOn, Retry, Signalled, TestRun
 from agnt5.workflow import Workflow
 
 
@@ -80,10 +80,12 @@ class TestEnvironment:
         self._runs: dict[str, TestRun] = {}
         self._sessions: dict[str, dict[str, bytes]] = {}
         self._users: dict[str, tuple[int, dict[str, bytes]]] = {}
-        self._queue: deque[tuple[TestRun, Event | Retry | GoOn | None]] = deque()
-        self._held: dict[str, deque[tuple[TestRun, Event | Retry | GoOn | None]]] = {}
+        self._queue: deque[tuple[TestRun, Event | Retry | GoOn | Signalled | None]] = deque()
+        self._held: dict[str, deque[tuple[TestRun, Event | Retry | GoOn | Signalled | None]]] = {}
         self._in_place: dict[str, TestRun] = {}
-        self._timers: list[tuple[int, int, TestRun | asyncio.Future[None], Event | Retry | GoOn | None]] = []
+        self._timers: list[
+            tuple[int, int, TestRun | asyncio.Future[None], Event | Retry | GoOn | Signalled | None]
+        ] = []
         self._timer_count = 0
         self._changed = asyncio.Event()
         self._applying = False
@@ -245,7 +247,7 @@ class TestEnvironment:
 
     # ------------------------------------------------------------------ one event after the other
 
-    def post(self, run: TestRun, event: Event | Retry | GoOn | None) -> None:
+    def post(self, run: TestRun, event: Event | Retry | GoOn | Signalled | None) -> None:
         self._queue.append((run, event))
         self._changed.set()
 
@@ -314,7 +316,9 @@ class TestEnvironment:
     def at(self, due: int, run: TestRun, event: Event | Retry | GoOn) -> None:
         self._push(due, run, event)
 
-    def _push(self, due: int, whom: TestRun | asyncio.Future[None], event: Event | Retry | GoOn | None) -> None:
+    def _push(
+        self, due: int, whom: TestRun | asyncio.Future[None], event: Event | Retry | GoOn | Signalled | None
+    ) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (due, self._timer_count, whom, event))
         self._changed.set()

@@ -62,6 +62,12 @@ class GoOn(NamedTuple):
     """A later attempt of its parent asks for a child that did not complete."""
 
 
+class Signalled(NamedTuple):
+    """A signal that came may end the wait at `path`. It is kept until then: the wait may be over before its turn."""
+
+    path: str
+
+
 class TestRun:
     """Applies one event after the other to one run; everything it asks for is done by the environment."""
 
@@ -128,7 +134,7 @@ class TestRun:
         """In the middle of in-place calls: nothing else is delivered in its session."""
         return bool(self._calls)
 
-    def take(self, event: Event | Retry | GoOn | None) -> None:
+    def take(self, event: Event | Retry | GoOn | Signalled | None) -> None:
         """Apply one event; one that nobody waits for any more is ignored."""
         if isinstance(event, GoOn) and self.ended:
             self._go_on()
@@ -139,6 +145,10 @@ class TestRun:
             if isinstance(ask, StepAsk):
                 self._start(event.path, self._step(ask, event.attempt))
             return
+        if isinstance(event, Signalled):
+            event = self._signal_for(event.path)
+            if event is None:
+                return
         now = self.env.now_ms
         key, digest = EntryKey("", "", ""), 0
         if isinstance(event, Cancelled):
@@ -303,14 +313,19 @@ class TestRun:
         self._match_signals()
 
     def _match_signals(self) -> None:
-        for path, ask in list(self.open.items()):
-            if not isinstance(ask, SignalAsk):
-                continue
-            for index, (name, payload) in enumerate(self.signals):
-                if name == ask.name and not self.env.is_posted(self, path):
-                    del self.signals[index]
-                    self.env.post(self, Resolved(path, payload))
-                    break
+        sent = {name for name, _ in self.signals}
+        for path, ask in self.open.items():
+            if isinstance(ask, SignalAsk) and ask.name in sent and not self.env.is_posted(self, path):
+                self.env.post(self, Signalled(path))
+
+    def _signal_for(self, path: str) -> Resolved | None:
+        """The oldest signal that the wait at `path` takes, if it still waits and there is one."""
+        ask = self.open.get(path)
+        for index, (name, payload) in enumerate(self.signals):
+            if isinstance(ask, SignalAsk) and name == ask.name:
+                del self.signals[index]
+                return Resolved(path, payload)
+        return None
 
     # -- steps
 
