@@ -288,6 +288,23 @@ async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(ba
         assert (await client.wait(run_id, timeout=20)).output == ["approve", "reject"]
 
 
+async def test_a_name_that_no_header_can_hold_is_refused_at_once(client: Caller) -> None:
+    for name in ("ada\n", " ada", "a\0da"):
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidError, match="x-session-id"):
+                await client.submit("nothing", {}, session_id=name)
+            with pytest.raises(InvalidError, match="idempotency-key"):
+                await client.stream(print, "nothing", {}, idempotency_key=name)
+
+
+async def test_a_key_that_ends_its_line_opens_the_door() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200 if request.headers["x-api-key"] == "secret" else 401, json={"items": []})
+
+    with Client("http://there", api_key="secret\n", transport=httpx.MockTransport(serve)) as client:
+        client.workflows()
+
+
 def test_both_clients_have_the_same_methods() -> None:
     def methods(cls: type) -> dict[str, list[str]]:
         return {

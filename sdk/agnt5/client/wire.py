@@ -13,6 +13,8 @@ import httpx
 from httpx_sse import EventSource, SSEError
 
 from agnt5.client.calls import Call, Lost, Reply
+from agnt5.client.errors import refusal
+from agnt5.client.models import Problem
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -58,12 +60,20 @@ class Addresses:
 
 
 def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"x-api-key": api_key}
+    return {} if api_key is None else {"x-api-key": api_key.strip()}  # read from a file, it often ends its line
 
 
 def _encoded(call: Call) -> dict[bytes, bytes]:
-    # As UTF-8: a session or a user may have any name.
-    return {name.encode(): value.encode() for name, value in call.headers.items()}
+    # As UTF-8: a session or a user may have any name, but for what no header can hold.
+    headers = {name.encode(): value.encode() for name, value in call.headers.items()}
+    for name, value in headers.items():
+        if value != value.strip() or any(byte < 32 or byte == 127 for byte in value):
+            fault = {"field": f"header.{name.decode()}", "message": "must be printable, without spaces at its ends"}
+            detail = f"{fault['field']}: {fault['message']}"
+            raise refusal(
+                Problem.model_validate({"title": "Invalid", "status": 422, "detail": detail, "errors": [fault]})
+            )
+    return headers
 
 
 def _timeout(call: Call) -> httpx.Timeout:
