@@ -288,6 +288,16 @@ async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(ba
         assert (await client.wait(run_id, timeout=20)).output == ["approve", "reject"]
 
 
+async def test_many_that_wait_for_a_run_keep_no_other_call_waiting(backend: Backend) -> None:
+    async with AsyncClient(backend.urls) as client, asyncio.timeout(20):
+        run_id = await client.submit("signalled")
+        waiting = [asyncio.create_task(client.wait(run_id)) for _ in range(101)]
+        await asyncio.sleep(1)
+        for payload in (1, 2):
+            await client.signal(run_id, "go", payload)
+        assert {tuple(run.output) for run in await asyncio.gather(*waiting)} == {(1, 2)}
+
+
 async def test_a_name_that_no_header_can_hold_is_refused_at_once(client: Caller) -> None:
     for name in ("ada\n", " ada", "a\0da"):
         async with asyncio.timeout(5):

@@ -80,13 +80,18 @@ def _timeout(call: Call) -> httpx.Timeout:
     return httpx.Timeout(ANSWER_SECONDS + call.wait, connect=CONNECT_SECONDS)
 
 
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Whoever waits for a run or follows one holds a connection meanwhile: no number of them keeps other calls out."""
+
 _STREAM_TIMEOUT = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, read=SILENCE_SECONDS)
 
 
 class SyncWire:
     def __init__(self, url: str | Sequence[str], api_key: str | None, transport: httpx.BaseTransport | None) -> None:
         self._addresses = Addresses(url)
-        self._http = httpx.Client(headers=_headers(api_key), transport=transport, trust_env=self._addresses.proxied)
+        self._http = httpx.Client(
+            headers=_headers(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
+        )
 
     def send(self, call: Call) -> Reply | Lost:
         url = self._addresses.url(call)
@@ -133,7 +138,7 @@ class AsyncWire:
     ) -> None:
         self._addresses = Addresses(url)
         self._http = httpx.AsyncClient(
-            headers=_headers(api_key), transport=transport, trust_env=self._addresses.proxied
+            headers=_headers(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
         )
 
     async def send(self, call: Call) -> Reply | Lost:
