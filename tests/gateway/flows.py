@@ -43,6 +43,10 @@ async def signalled(run: FakeRun) -> Any:
     return [first, second]
 
 
+async def two_signals(run: FakeRun) -> Any:
+    return [await run.signal("order/paid"), await run.signal("order/shipped")]
+
+
 async def nothing(run: FakeRun) -> Any:
     return {"ok": True}
 
@@ -58,6 +62,7 @@ def workflows() -> dict[str, FakeWorkflow]:
         "approval_workflow": FakeWorkflow(approval, {"order_id": str}),
         "two_questions": FakeWorkflow(two_questions),
         "one_by_one": FakeWorkflow(one_by_one),
+        "two_signals": FakeWorkflow(two_signals),
         "signalled": FakeWorkflow(signalled),
         "nothing": FakeWorkflow(nothing),
         "welcome": FakeWorkflow(nothing, {"user_id": str}, topics=["user.signed_up"]),

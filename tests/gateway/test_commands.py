@@ -57,6 +57,13 @@ async def test_of_several_questions_one_has_to_be_named(one: Processor) -> None:
     assert (await one.http.get(f"/v1/result/{run_id}?timeout=5")).json()["output"] == ["approve", None]
 
 
+async def test_a_signal_may_have_a_slash_in_its_name(one: Processor) -> None:
+    run_id = await submit(one, "two_signals")
+    for name in ("order%2Fpaid", "order/shipped"):
+        assert (await one.http.post(f"/v1/runs/{run_id}/signals/{name}", json={"payload": name})).status_code == 202
+    assert (await one.http.get(f"/v1/result/{run_id}?timeout=5")).json()["output"] == ["order%2Fpaid", "order/shipped"]
+
+
 async def test_an_answer_has_to_say_its_answer(one: Processor) -> None:
     run_id = await submit(one, "approval_workflow", order_id="7")
     for body in ({}, {"response": "approve"}, {"user_response": "approve", "extra": 1}, [], "approve"):

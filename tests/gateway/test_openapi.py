@@ -25,7 +25,7 @@ from tests.gateway.fake_engine import Cluster
 from tests.gateway.flows import workflows
 
 EXAMPLES = 15
-_WAITING = frozenset({"approval_workflow", "two_questions", "one_by_one", "signalled"})
+_WAITING = frozenset({"approval_workflow", "two_questions", "one_by_one", "two_signals", "signalled"})
 _RUNS = [
     ("double", b'{"number": 1}'),
     ("fails", b"{}"),

@@ -174,13 +174,15 @@ def routes(gateway: Gateway) -> APIRouter:
         return shaped(await standing(run_id), 202)
 
     @api.post(
-        "/v1/runs/{run_id}/signals/{name}",
+        "/v1/runs/{run_id}/signals/{name:path}",  # a name may have slashes
         status_code=202,
         responses=answers(Status, status=202, body=True, also=(404, 409)),
         openapi_extra=json_input(Signal.model_json_schema(), required=False),
     )
     async def signal_run(
-        request: Request, run_id: RunId, name: Annotated[str, Path(description="The signal's name.", max_length=255)]
+        request: Request,
+        run_id: RunId,
+        name: Annotated[str, Path(description="The signal's name.", min_length=1, max_length=255)],
     ) -> Response:
         """Give the run a signal: 202 once it is applied."""
         known_form(run_id)
