@@ -275,7 +275,8 @@ async def test_times_missed_while_the_processor_was_away_are_made_up_for_by_poli
         for catch_up in ("one", "all", "skip"):
             await runs_of(engine, f"tick_{catch_up}", 3)
             runs = await runs_of(engine, f"tick_{catch_up}", 1)
-            due = [datetime.fromisoformat(run.trigger.model_dump()["due"]).timestamp() for run in runs]
+            # Those made up for are made in one go: by when they were made they are in no order.
+            due = sorted(datetime.fromisoformat(run.trigger.model_dump()["due"]).timestamp() for run in runs)
             gaps = [round((b - a) / 0.4) for a, b in pairwise(due)]
             made[catch_up] = max(gaps)
     assert made["all"] == 1
