@@ -13,10 +13,9 @@ from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.hop import Hop
 from agnt5_engine.gateway.problems import ProblemError, invalid
 from agnt5_engine.ports import NotHere, Started, StartRequest
+from agnt5_engine.triggers.events import ENVELOPE_ROOM
 
 LONGEST_NAME = 255  # of an idempotency key, a session or a user
-ENVELOPE_ROOM = 64 * 1024
-"""Room that the journal surely has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope, bytes."""
 
 
 async def start_from_body(gateway: Gateway, request: Request, workflow: str) -> Started:

@@ -30,7 +30,7 @@ _SOME_ENVELOPE = b'{"value":null}'
 #: number beyond a double's range.
 _SHALLOW = 100
 #: Room that the journal has beyond the input (AGNT5_MAX_PAYLOAD_BYTES) for an envelope and names, bytes.
-_ENVELOPE_ROOM = 64 * 1024
+ENVELOPE_ROOM = 64 * 1024
 
 
 class Decoded(NamedTuple):
@@ -197,11 +197,11 @@ class _Subscription:
             raise _NotTaken(TRIGGER_FAILED, f"binding its input raised {type(error).__name__}: {error}") from None
         size = len(input)
         around = len(to_json((event.dedupe, session, user))) + len(envelope or b"")
-        if size > self._max or size + around > self._max + _ENVELOPE_ROOM:
+        if size > self._max or size + around > self._max + ENVELOPE_ROOM:
             raise _NotTaken(
                 TOO_LARGE,
                 f"its input has {size:,} bytes as JSON, and what goes with it {around:,}; at most {self._max:,} are "
-                f"taken (AGNT5_MAX_PAYLOAD_BYTES), and {_ENVELOPE_ROOM:,} more for the rest",
+                f"taken (AGNT5_MAX_PAYLOAD_BYTES), and {ENVELOPE_ROOM:,} more for the rest",
             )
         return StartRequest(
             workflow=self.name,
