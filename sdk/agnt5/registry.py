@@ -187,7 +187,7 @@ def _load_name(name: str) -> ModuleType:
         raise LoadError(f"module {name!r} imports {missing!r}, which is not installed") from error
     except Agnt5Error:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"module {name!r} failed while it was imported: {type(error).__name__}: {error}") from error
 
 
@@ -220,7 +220,7 @@ def _load_file(target: str) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         sys.modules.pop(name, None)
-        if isinstance(error, Agnt5Error) or not isinstance(error, Exception):
+        if isinstance(error, Agnt5Error) or not isinstance(error, (Exception, SystemExit)):
             raise
         raise LoadError(f"{target} failed while it was imported: {type(error).__name__}: {error}") from error
     return module

@@ -115,6 +115,13 @@ def test_what_cannot_be_loaded_says_why(folder: Path, target: str, told: str) ->
         registry.load(target)
 
 
+@pytest.mark.parametrize("target", ["leaving_shop.py", "leaving_shop"])
+def test_a_module_that_exits_while_it_is_imported_was_not_loaded(folder: Path, target: str) -> None:
+    write(folder, "leaving_shop.py", "import sys\nsys.exit()\n")
+    with pytest.raises(LoadError, match=r"leaving_shop.*failed.*SystemExit"):
+        registry.load(target)
+
+
 def test_a_workflow_that_could_never_bind_is_refused_when_it_is_loaded(folder: Path) -> None:
     write(folder, "odd_shop.py", HEAD + "@workflow\nasync def buy(ctx, s: 'NoSuchName'): ...\n")
     with pytest.raises(DefinitionError, match=r"odd_shop.py:2.*'s'.*NoSuchName"):
