@@ -167,6 +167,12 @@ def test_every_variable_is_a_setting_and_the_values_are_accepted(
     assert settings.kafka_security_protocol == "SASL_SSL"
 
 
+def test_kubernetes_puts_no_variables_of_its_own_among_the_settings() -> None:
+    # Of a service `agnt5` every pod gets AGNT5_PORT, AGNT5_SERVICE_HOST and more, each an unknown setting.
+    assert PREFIX in [f"{given['metadata']['name'].upper()}_" for given in objects(BASE) if given["kind"] == "Service"]
+    assert pod()["enableServiceLinks"] is False
+
+
 def test_scaling_asks_the_lag_of_this_group_and_never_exceeds_the_partitions() -> None:
     literals = dict(
         literal.split("=", 1)
