@@ -277,6 +277,8 @@ class Settings(BaseSettings):
             )
         if bool(self.kafka_ssl_cert_file) != bool(self.kafka_ssl_key_file):
             raise ValueError("AGNT5_KAFKA_SSL_CERT_FILE and AGNT5_KAFKA_SSL_KEY_FILE are given together")
+        if self.kafka_security_protocol.endswith("SSL"):
+            self._ssl_context()
         if not self.api_keys and not is_loopback(self.http_host):
             raise ValueError(
                 f"AGNT5_HTTP={self.http} listens beyond this machine, where anyone could start runs; set "
@@ -380,17 +382,27 @@ class Settings(BaseSettings):
             options["sasl_plain_username"] = self.kafka_sasl_username
             options["sasl_plain_password"] = self.kafka_sasl_password.get_secret_value()
         if self.kafka_security_protocol.endswith("SSL"):
-            context = ssl.create_default_context(cafile=self.kafka_ssl_ca_file)
-            context.check_hostname = self.kafka_ssl_check_hostname
-            if self.kafka_ssl_cert_file and self.kafka_ssl_key_file:
-                password = self.kafka_ssl_key_password
-                context.load_cert_chain(
-                    self.kafka_ssl_cert_file,
-                    self.kafka_ssl_key_file,
-                    password.get_secret_value() if password else None,
-                )
-            options["ssl_context"] = context
+            options["ssl_context"] = self._ssl_context()
         return options
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        """Raises ValueError that names the file which cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.kafka_ssl_ca_file)
+        except OSError as error:
+            raise ValueError(f"AGNT5_KAFKA_SSL_CA_FILE={self.kafka_ssl_ca_file}: {error}") from None
+        context.check_hostname = self.kafka_ssl_check_hostname
+        if self.kafka_ssl_cert_file and self.kafka_ssl_key_file:
+            # Without any password OpenSSL would ask the terminal for one.
+            password = self.kafka_ssl_key_password.get_secret_value() if self.kafka_ssl_key_password else ""
+            try:
+                context.load_cert_chain(self.kafka_ssl_cert_file, self.kafka_ssl_key_file, password)
+            except OSError as error:
+                raise ValueError(
+                    f"AGNT5_KAFKA_SSL_CERT_FILE={self.kafka_ssl_cert_file} with AGNT5_KAFKA_SSL_KEY_FILE="
+                    f"{self.kafka_ssl_key_file} and its AGNT5_KAFKA_SSL_KEY_PASSWORD: {error}"
+                ) from None
+        return context
 
 
 def load_settings(**overrides: Any) -> Settings:

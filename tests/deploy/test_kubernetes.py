@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import certifi
 import kubernetes_validate
 import pytest
 from cloudcoil.models.keda import v1alpha1 as keda
@@ -157,7 +158,7 @@ def test_every_variable_is_a_setting_and_the_values_are_accepted(
         if variable["name"].startswith(PREFIX):
             expanded = str(variable.get("value", "secret"))
             given[variable["name"]] = expanded.replace("$(POD_NAME)", "agnt5-0").replace("$(POD_NAMESPACE)", "agnt5")
-    (tmp_path / "ca.crt").touch()
+    (tmp_path / "ca.crt").write_text(certifi.contents())
     given["AGNT5_KAFKA_SSL_CA_FILE"] = "ca.crt"
     for name, value in given.items():
         assert name.removeprefix(PREFIX).lower() in Settings.model_fields

@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from structlog.testing import capture_logs
 
 from agnt5_engine.api_keys import ALL_SCOPES
@@ -274,6 +279,44 @@ def test_kafka_credentials_reach_the_client_and_nothing_else() -> None:
 def test_half_of_the_kafka_credentials_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         load_settings(broker="kafka://a:9092", **given)
+
+
+def write_certificate(folder: Path) -> None:
+    """`cert.pem`, which is its own authority, and its key: as it is, and under a password."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "me")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+    (folder / "cert.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    for file, encryption in (("key.pem", NoEncryption()), ("locked.pem", BestAvailableEncryption(b"hunter2"))):
+        (folder / file).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+
+
+def test_a_certificate_that_cannot_be_used_is_refused_at_start_by_name(tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    (tmp_path / "none.pem").write_text("this is no certificate")
+
+    def load(ca: str = "cert.pem", cert: str = "cert.pem", key: str = "key.pem", password: str | None = None) -> None:
+        load_settings(
+            broker="kafka://a:9093",
+            kafka_security_protocol="SSL",
+            kafka_ssl_ca_file=tmp_path / ca,
+            kafka_ssl_cert_file=tmp_path / cert,
+            kafka_ssl_key_file=tmp_path / key,
+            kafka_ssl_key_password=password,
+        )
+
+    load()
+    load(key="locked.pem", password="hunter2")
+    with pytest.raises(SettingsError, match=r"AGNT5_KAFKA_SSL_CA_FILE=.*none\.pem"):
+        load(ca="none.pem")
+    with pytest.raises(SettingsError, match=r"AGNT5_KAFKA_SSL_CERT_FILE=.*none\.pem"):
+        load(cert="none.pem")
+    with pytest.raises(SettingsError, match=r"AGNT5_KAFKA_SSL_KEY_FILE=.*none\.pem"):
+        load(key="none.pem")
+    for password in (None, "another"):  # and nobody is asked for one at a terminal that a service has not
+        with pytest.raises(SettingsError, match="AGNT5_KAFKA_SSL_KEY_PASSWORD"):
+            load(key="locked.pem", password=password)
 
 
 @pytest.mark.parametrize(
