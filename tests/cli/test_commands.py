@@ -241,3 +241,18 @@ def test_the_key_is_sent_and_a_missing_one_is_told(
         assert "hunter2" not in wrong.err
     finally:
         guarded.close()
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_a_key_with_letters_beyond_ascii_is_sent_by_every_command(
+    offline: Agnt5, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    guarded = FakeBackend(tmp_path / "guarded", api_keys="schlüssel")
+    try:
+        monkeypatch.setenv("AGNT5_URL", guarded.urls[0])
+        monkeypatch.setenv("AGNT5_API_KEY", f"schlüssel{ending}")
+        assert offline("run", "double", "number=1").out == "2\n"
+        found = {one["what"]: one["state"] for one in offline("doctor", "--json").json["items"]}
+        assert found["processors"] == "ok"
+    finally:
+        guarded.close()

@@ -123,6 +123,7 @@ def _processors(settings: Settings) -> list[Finding]:
     import httpx
 
     from agnt5.client.sync import DEFAULT_URL
+    from agnt5.client.wire import key_header
     from agnt5_engine.gateway.addresses import noted
 
     urls = [settings.url] if settings.url else [*noted(settings.data_dir), DEFAULT_URL]
@@ -130,7 +131,7 @@ def _processors(settings: Settings) -> list[Finding]:
     if url is None:
         remedy = "Start one: agnt5 processor MODULE"
         return [Finding("processors", "warning", f"none listens at {' or '.join(dict.fromkeys(urls))}", remedy)]
-    headers = {"x-api-key": settings.api_key.get_secret_value()} if settings.api_key else {}
+    headers = key_header(settings.api_key.get_secret_value() if settings.api_key else None)
     findings: list[Finding] = []
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=10, trust_env=False) as http:

@@ -59,8 +59,9 @@ class Addresses:
         return Lost(f"{call.method} {url}: no answer: {told}", not isinstance(error, _UNSENT))
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
-    return {} if api_key is None else {"x-api-key": api_key.strip()}  # read from a file, it often ends its line
+def key_header(api_key: str | None) -> dict[bytes, bytes]:
+    """The header that bears the key, as the engine reads it. A key from a file often ends its line."""
+    return {} if api_key is None else {b"x-api-key": api_key.strip().encode(errors="surrogateescape")}
 
 
 def _encoded(call: Call) -> dict[bytes, bytes]:
@@ -90,7 +91,7 @@ class SyncWire:
     def __init__(self, url: str | Sequence[str], api_key: str | None, transport: httpx.BaseTransport | None) -> None:
         self._addresses = Addresses(url)
         self._http = httpx.Client(
-            headers=_headers(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
+            headers=key_header(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
         )
 
     def send(self, call: Call) -> Reply | Lost:
@@ -138,7 +139,7 @@ class AsyncWire:
     ) -> None:
         self._addresses = Addresses(url)
         self._http = httpx.AsyncClient(
-            headers=_headers(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
+            headers=key_header(api_key), limits=_LIMITS, transport=transport, trust_env=self._addresses.proxied
         )
 
     async def send(self, call: Call) -> Reply | Lost:
