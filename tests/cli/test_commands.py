@@ -256,3 +256,14 @@ def test_a_key_with_letters_beyond_ascii_is_sent_by_every_command(
         assert found["processors"] == "ok"
     finally:
         guarded.close()
+
+
+def test_what_the_replayed_code_prints_is_kept_out_of_the_data(
+    agnt5: Agnt5, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnt5_engine.cli.replay._live", lambda client: [])
+    (bare / "printing_flows.py").write_text("print('loading')\n")
+    done = agnt5("replay", "printing_flows.py", "--all", "--json")
+    assert done.code == 0
+    assert done.json["items"] == []
+    assert "loading" in done.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,10 +38,11 @@ def replay(
         raise typer.BadParameter("give a RUN_ID, or --all")
     from agnt5 import registry
 
-    registry.load(module)
-    with reach.client(url, api_key) as client:
-        ids = [run_id] if run_id is not None else _live(client)
-        shown = _with_progress(client, ids, quiet=json)
+    with redirect_stdout(sys.stderr):  # the code that is tried may print, and stdout is for what it showed
+        registry.load(module)
+        with reach.client(url, api_key) as client:
+            ids = [run_id] if run_id is not None else _live(client)
+            shown = _with_progress(client, ids, quiet=json)
     if json:
         print_json({"items": shown, "next_cursor": None})
     elif shown:
