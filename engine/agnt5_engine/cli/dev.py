@@ -129,7 +129,9 @@ class _Session:
         return [str(one) for one in folders if not any(other in one.parents for other in folders)]
 
     def _is_code(self, change: object, path: str) -> bool:
-        parts = Path(path).parts
+        # What they lie in does not count: it may well be called `venv`.
+        above = next((one for one in self._folders() if Path(path).is_relative_to(one)), "/")
+        parts = Path(path).relative_to(above).parts
         if any(part in _IGNORED or part.endswith(".egg-info") for part in parts):
             return False
         return path.endswith(".py") or Path(path).name in (".env", "agnt5.toml")
