@@ -117,10 +117,19 @@ class _Session:
     async def _watch(self) -> None:
         from watchfiles import awatch
 
-        async for changes in awatch(*self._folders(), watch_filter=self._is_code, stop_event=self._stop):
-            names = sorted({Path(path).name for _, path in changes})
-            say(f"Changed: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}. Reloading.")
-            self._changed.set()
+        watching = awatch(
+            *self._folders(),
+            watch_filter=self._is_code,
+            stop_event=self._stop,
+            ignore_permission_denied=True,  # a database's folder beside the code, say
+        )
+        try:
+            async for changes in watching:
+                names = sorted({Path(path).name for _, path in changes})
+                say(f"Changed: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}. Reloading.")
+                self._changed.set()
+        except OSError as error:
+            warn(f"the files cannot be watched any more, so start this again after an edit: {error}")
 
     def _folders(self) -> list[str]:
         folders = {Path.cwd()}
