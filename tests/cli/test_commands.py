@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 
 from agnt5.client.models import DeadLetter, at
+from agnt5_engine.cli.values import text_of
 from tests.cli.conftest import Agnt5
 from tests.client.backends import FakeBackend
 
@@ -77,6 +79,12 @@ def test_values_are_what_the_workflow_wants_them_to_be(agnt5: Agnt5, bare: Path)
         ("approvals", "answer", "abc"),
         ("approvals", "answer", "abc", "yes", "--skip"),
         ("events", "publish", "t", "not json"),
+        ("events", "publish", "t", "[" * 100_000),
+        ("events", "publish", "t", r'"\ud800"'),
+        ("run", "double", "number=1", "--input", r'{"other": "\ud800"}'),
+        ("run", "double", "number=\udcff"),
+        ("run", "double", "number=1", "--session", "\udcff"),
+        ("runs", "list", "--session", "\udcff"),
         ("dead-letters", "redrive"),
         ("dead-letters", "redrive", "0-1", "--all"),
         ("replay", "app.py"),
@@ -267,3 +275,12 @@ def test_what_the_replayed_code_prints_is_kept_out_of_the_data(
     assert done.code == 0
     assert done.json["items"] == []
     assert "loading" in done.err
+
+
+def test_input_that_is_not_utf_8_is_refused(offline: Agnt5, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "event.json").write_bytes(b'"\xff"')
+    with (bare / "event.json").open(encoding="utf-8") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(typer.BadParameter, match="utf-8"):
+            text_of("-")
+    assert offline("events", "publish", "t", "@event.json").code == 2

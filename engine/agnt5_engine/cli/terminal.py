@@ -124,6 +124,8 @@ def told() -> Iterator[None]:
 
 
 def _code_of(error: Exception) -> int | None:
+    from pydantic_core import PydanticSerializationError
+
     from agnt5.errors import Agnt5Error, DefinitionError
     from agnt5.registry import LoadError
     from agnt5_engine.settings import SettingsError
@@ -131,6 +133,8 @@ def _code_of(error: Exception) -> int | None:
 
     if isinstance(error, (SettingsError, DefinitionError, LoadError)):
         return USAGE
+    if isinstance(error, (UnicodeEncodeError, PydanticSerializationError)):
+        return USAGE  # an argument's bytes were no UTF-8, or it quotes half of a surrogate pair: JSON holds neither
     if isinstance(error, RetriableError):
         return UNREACHABLE
     if isinstance(error, TransportError):

@@ -13,13 +13,13 @@ import typer
 
 def text_of(given: str) -> str:
     """What was given: itself, the content of `@file`, or stdin for `-`. Raises typer.BadParameter."""
-    if given == "-":
-        return sys.stdin.read()
-    if given.startswith("@"):
-        try:
+    try:
+        if given == "-":
+            return sys.stdin.read()
+        if given.startswith("@"):
             return Path(given[1:]).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{given}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{given}: {error}") from None
     return given
 
 
@@ -28,7 +28,7 @@ def json_of(given: str, what: str) -> Any:
     text = text_of(given)
     try:
         return json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         quoted = json.dumps(text if len(text) < 60 else text[:57] + "...", ensure_ascii=False)
         raise typer.BadParameter(f"{what} is not JSON ({error}); text is written with quotes: '{quoted}'") from None
 
@@ -69,7 +69,7 @@ def wants_text(schema: Any) -> bool:
 def _json_or_text(value: str) -> Any:
     try:
         return json.loads(value, parse_constant=_no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
