@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,22 @@ def test_doctor_tells_of_each_part_and_what_to_do(offline: Agnt5, monkeypatch: p
     away = offline("doctor", "--broker", "kafka://127.0.0.1:9")
     assert away.code == 1
     assert "Is the broker running" in away.out
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b'"up"', b"<html>"])
+def test_doctor_knows_what_is_no_processor(offline: Agnt5, answer: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = offline("doctor", "--url", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert done.code == 1
+    assert "is no processor" in done.out
 
 
 def test_each_of_several_processes_advertises_an_address_of_its_own(

@@ -141,12 +141,13 @@ def _processors(settings: Settings) -> list[Finding]:
         return [Finding("processors", "wrong", f"{url} does not answer: {type(error).__name__}", "See its log")]
     try:
         told = ready.json()
-    except ValueError:
+        told["ready"], told["partitions"]  # whatever else answers here has not both
+        items = members.json()["items"] if members.status_code == 200 else []
+    except (ValueError, TypeError, KeyError):
         return [Finding("processors", "wrong", f"what listens at {url} is no processor", "Give its address with --url")]
     if members.status_code == 401:
         findings.append(Finding("processors", "wrong", f"{url} wants an API key", "Set AGNT5_API_KEY, or --api-key"))
     elif members.status_code == 200:
-        items = members.json()["items"]
         owned = sorted(partition for member in items for partition in member["partitions"])
         listed = ", ".join(f"{member['id']} ({len(member['partitions'])} partitions)" for member in items)
         findings.append(Finding("processors", "ok", listed or url))
@@ -155,7 +156,7 @@ def _processors(settings: Settings) -> list[Finding]:
             remedy = "If it stays so for longer than AGNT5_SESSION_TIMEOUT, see the processors' logs"
             findings.append(Finding("partitions", "warning", f"nobody owns {missing} just now", remedy))
     if ready.status_code != 200:
-        behind = [one["partition"] for one in told.get("partitions", []) if not one["caught_up"]]
+        behind = [one["partition"] for one in told["partitions"] if not one["caught_up"]]
         detail = told.get("detail") or f"partitions {behind} are not caught up"
         findings.append(Finding("ready", "warning", f"{url}: {detail}", "Wait, or see its log"))
     if "date" in ready.headers:
