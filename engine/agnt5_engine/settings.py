@@ -196,6 +196,14 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("data_dir", "kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        try:
+            return value.expanduser() if value is not None else None  # no shell has done so in .env or the file
+        except RuntimeError as error:
+            raise ValueError(f"{str(value)!r}: {error}") from None
+
     @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file")
     @classmethod
     def _file_exists(cls, value: Path | None) -> Path | None:

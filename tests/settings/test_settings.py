@@ -103,6 +103,7 @@ def test_triggers_start_where_they_are_told(monkeypatch: pytest.MonkeyPatch, tex
         ("AGNT5_HTTP", "nowhere", "is not HOST:PORT"),
         ("AGNT5_CREATE_TOPICS", "perhaps", "valid boolean"),
         ("AGNT5_KAFKA_SSL_CA_FILE", "absent.pem", "no file 'absent.pem'"),
+        ("AGNT5_DATA_DIR", "~nobody-of-this-name/tables", "home directory"),
         ("AGNT5_KAFKA_SASL_MECHANISM", "MAGIC", "SCRAM-SHA-256"),
         ("AGNT5_ADVERTISED_URL", "example:80", "http://"),
     ],
@@ -140,6 +141,15 @@ def test_an_env_file_that_is_not_utf_8_is_named() -> None:
     Path(".env").write_bytes(b"AGNT5_GROUP=\xfc\n")
     with pytest.raises(SettingsError, match=r"\.env is not UTF-8"):
         load_settings()
+
+
+def test_a_path_in_the_home_directory_is_one_in_a_file_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ca.pem").touch()
+    Path(".env").write_text("AGNT5_DATA_DIR=~/tables\n")
+    Path("agnt5.toml").write_text('kafka_ssl_ca_file = "~/ca.pem"\n')
+    settings = load_settings()
+    assert (settings.data_dir, settings.kafka_ssl_ca_file) == (tmp_path / "tables", tmp_path / "ca.pem")
 
 
 def test_a_file_that_is_not_toml_is_named() -> None:
