@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
+import time
 from itertools import count
 
 import pytest
 
 from tests.gateway.conftest import Group, MakeGroup, Processor
+from tests.gateway.fake_engine import FakeCatalog
 
 
 @pytest.fixture
@@ -145,6 +149,32 @@ async def test_an_owner_that_does_not_answer_is_503(group: Group) -> None:
         answer = await one.http.request(method, path)
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", ["workflows/welcome/submit", "workflows/welcome/run", "webhooks/my-shop"])
+async def test_an_owner_whose_code_lacks_the_workflow_yet_is_503_and_nothing_is_lost(
+    make_group: MakeGroup, path: str
+) -> None:
+    group = make_group("one", webhook_secrets={"my-shop": ["secret"]})
+    [new] = group.processors
+    names = group.cluster.catalog.workflows
+    old = {name: flow for name, flow in names.items() if name not in ("welcome", "on_shop")}
+    group.cluster.catalog = FakeCatalog(old)
+    group.add("old")
+    group.cluster.catalog = FakeCatalog(names)
+    statuses = set()
+    for number in range(16):
+        body = json.dumps({"user_id": "ada"} if "welcome" in path else {"type": "order.paid", "data": {"n": number}})
+        signature = hmac.new(b"secret", f"{(stamp := int(time.time()))}.{body}".encode(), "sha256").hexdigest()
+        headers = {"x-webhook-signature": f"t={stamp},v1={signature}", "content-type": "application/json"}
+        answer = await new.http.post(f"/v1/{path}", content=body, headers=headers)
+        statuses.add(answer.status_code)
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            assert "other code" in answer.json()["detail"]
+    assert len(statuses) == 2
+    assert 503 in statuses
+    assert statuses < {200, 202, 503}
 
 
 async def test_two_processors_that_each_take_the_other_for_the_owner_do_not_loop(

@@ -100,8 +100,13 @@ class Owners:
     # -- starting
 
     async def start(self, request: Request, url: str, path: str, body: bytes, hop: Hop) -> Started:
-        """Have the owner at `url` start one run from this request's body. Raises RelayedError with its refusal."""
+        """Have the owner at `url` start one run from this request's body. Raises RelayedError with its refusal,
+        ProblemError 503 when its code lacks the workflow."""
         answer = await self._send(request, "POST", url, path, hop, body=body)
+        if answer.status_code == 404:  # known here, or it would not have been passed on
+            raise unavailable(
+                f"The owner of this partition at {url} runs other code, without the workflow {hop.workflow}. Ask again."
+            )
         if answer.status_code != 202:
             raise _relayed(answer)
         submitted = Submitted.model_validate_json(answer.content)

@@ -50,8 +50,10 @@ def routes(gateway: Gateway) -> APIRouter:
             if hop is None or hop.workflow in (None, start.workflow)
         ]
         started = [await start_somewhere(gateway, request, start, f"/v1/webhooks/{source}") for start in starts]
-        if hop is not None and hop.workflow is not None and started:
-            one = started[0]
+        if hop is not None and hop.workflow is not None:
+            if not started:
+                raise ProblemError(404, "unwanted", f"Here no workflow {hop.workflow!r} wants this webhook.")
+            [one] = started
             return shaped(Submitted.model_construct(run_id=one.run_id, status=one.status, existing=one.existing), 202)
         WEBHOOKS.labels(source, "started" if started else "unwanted").inc()
         return shaped(StartedRuns(runs=[one.run_id for one in started]), 202)
