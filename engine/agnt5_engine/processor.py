@@ -392,8 +392,8 @@ class Processor:
     async def cancel(self, run_id: str, *, force: bool) -> None:
         await self.local.cancel(run_id, force=force)
 
-    async def retry(self, run_id: str) -> None:
-        await self.local.retry(run_id)
+    async def retry(self, run_id: str, key: str | None = None) -> None:
+        await self.local.retry(run_id, key)
 
     async def run(self, run_id: str) -> Run:
         return await self.local.run(run_id)

@@ -288,6 +288,31 @@ async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(ba
         assert (await client.wait(run_id, timeout=20)).output == ["approve", "reject"]
 
 
+async def test_a_retry_that_is_sent_again_tries_once(backend: Backend) -> None:
+    class Losing(httpx.AsyncHTTPTransport):
+        """Brings the first retry to the API, waits until the run has failed again, and loses the reply."""
+
+        lost = False
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            reply = await super().handle_async_request(request)
+            if request.url.path.endswith("/retry") and not self.lost:
+                self.lost = True
+                await reply.aclose()
+                async with AsyncClient(backend.urls) as other:
+                    assert (await other.wait(run_id, timeout=20)).status == "failed"
+                raise httpx.ReadError("gone")
+            return reply
+
+    async with AsyncClient(backend.urls, transport=Losing()) as client:
+        run_id = await client.submit("fails")
+        await client.wait(run_id, timeout=20)
+        await client.retry(run_id)
+        assert (await client.wait(run_id, timeout=20)).status == "failed"
+        types = [event.type for event in await client.history(run_id)]
+        assert types.count("workflow.step.failed") == 2
+
+
 async def test_many_that_wait_for_a_run_keep_no_other_call_waiting(backend: Backend) -> None:
     async with AsyncClient(backend.urls) as client, asyncio.timeout(20):
         run_id = await client.submit("signalled")

@@ -120,6 +120,7 @@ class FakeRun:
         self.answered: dict[str, Any] = {}
         self.signals: dict[str, asyncio.Queue[Any]] = {}
         self.seen_signals: set[str] = set()
+        self.seen_retries: set[str] = set()
         self.state: dict[str, Any] = {}
         self.waiting: list[Waiting] = []
         self.paths = itertools.count()
@@ -413,10 +414,14 @@ class FakeEngine:
         assert run.task is not None
         run.task.cancel()
 
-    async def retry(self, run_id: str) -> None:
+    async def retry(self, run_id: str, key: str | None = None) -> None:
         run = self._run(run_id)
+        if key is not None and key in run.seen_retries:
+            return
         if run.status not in ("failed", "paused"):
             raise Refused("not_retriable", f"The run is {run.status}; only a failed or paused one goes on again.")
+        if key is not None:
+            run.seen_retries.add(key)
         run.status, run.finished, run.error, run.pause = "running", None, None, None
         run.record("run.resumed")
         run.task = asyncio.get_running_loop().create_task(run._work())

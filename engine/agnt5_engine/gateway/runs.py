@@ -15,7 +15,8 @@ from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseconds
 from agnt5_engine.gateway.gather import other_parts, part
 from agnt5_engine.gateway.problems import invalid, unknown_run
-from agnt5_engine.gateway.routing import answers, json_input, router, shaped
+from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
+from agnt5_engine.gateway.starting import named_header
 from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, UnknownRun
 
@@ -166,11 +167,16 @@ def routes(gateway: Gateway) -> APIRouter:
         await engine.cancel(run_id, force=force)
         return shaped(await standing(run_id), 202)
 
-    @api.post("/v1/runs/{run_id}/retry", status_code=202, responses=answers(Status, status=202, also=(404, 409)))
-    async def retry_run(run_id: RunId) -> Response:
+    @api.post(
+        "/v1/runs/{run_id}/retry",
+        status_code=202,
+        responses=answers(Status, status=202, also=(404, 409)),
+        openapi_extra={"parameters": [header("Idempotency-Key", "Two retries of a run with the same key count once.")]},
+    )
+    async def retry_run(request: Request, run_id: RunId) -> Response:
         """Let a parked or failed run go on from what failed."""
         known_form(run_id)
-        await engine.retry(run_id)
+        await engine.retry(run_id, named_header(request, "idempotency-key"))
         return shaped(await standing(run_id), 202)
 
     @api.post(

@@ -111,8 +111,8 @@ class LocalRuns:
         command = new_command_id()
         self._accepted(await self._command(run_id, command, CancelRequested(run_id, command, force)))
 
-    async def retry(self, run_id: str) -> None:
-        command = new_command_id()
+    async def retry(self, run_id: str, key: str | None = None) -> None:
+        command = f"retry:{key}" if key is not None else new_command_id()
         self._accepted(await self._command(run_id, command, RetryRequested(run_id, command)))
 
     def _payload(self, run_id: str, value: Any) -> bytes:

@@ -273,9 +273,10 @@ def signal(run_id: str, name: str, payload: Any, signal_id: str | None, patience
 
 
 def command(run_id: str, verb: str, query: dict[str, str], patience: float) -> Operation[Status]:
-    """Cancel or retry."""
+    """Cancel or retry. With a key of its own, so that a retry that is sent again does not try a second time."""
+    headers = {"idempotency-key": uuid.uuid4().hex}
     try:
-        answered = yield from ask(Call("POST", f"{run_path(run_id)}/{verb}", query), patience)
+        answered = yield from ask(Call("POST", f"{run_path(run_id)}/{verb}", query, headers), patience)
     except ConflictError as error:
         if not hasattr(error, "__notes__"):
             raise
