@@ -45,6 +45,11 @@ async def signalled(ctx: WorkflowContext) -> list[Any]:
 
 
 @workflow
+async def named_signal(ctx: WorkflowContext, name: str) -> Any:
+    return await ctx.wait_for_signal(name)
+
+
+@workflow
 async def nothing(ctx: WorkflowContext) -> dict[str, bool]:
     return {"ok": True}
 

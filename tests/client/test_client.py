@@ -153,6 +153,13 @@ async def test_a_signal_id_counts_once(client: Caller) -> None:
     assert (await client.wait(run_id, timeout=20)).output == [1, 2]
 
 
+async def test_a_signal_may_have_any_name(client: Caller) -> None:
+    for name in (".", "..", "a/../b", "100%", "ü ?#"):
+        run_id = await client.submit("named_signal", {"name": name})
+        await client.signal(run_id, name, 1)
+        assert (await client.wait(run_id, timeout=20)).output == 1
+
+
 async def test_cancel_ends_a_run_once(client: Caller) -> None:
     run_id = await client.submit("signalled")
     await client.cancel(run_id)

@@ -47,6 +47,10 @@ async def two_signals(run: FakeRun) -> Any:
     return [await run.signal("order/paid"), await run.signal("order/shipped")]
 
 
+async def named_signal(run: FakeRun) -> Any:
+    return await run.signal(run.input["name"])
+
+
 async def nothing(run: FakeRun) -> Any:
     return {"ok": True}
 
@@ -64,6 +68,7 @@ def workflows() -> dict[str, FakeWorkflow]:
         "one_by_one": FakeWorkflow(one_by_one),
         "two_signals": FakeWorkflow(two_signals),
         "signalled": FakeWorkflow(signalled),
+        "named_signal": FakeWorkflow(named_signal, {"name": str}),
         "nothing": FakeWorkflow(nothing),
         "welcome": FakeWorkflow(nothing, {"user_id": str}, topics=["user.signed_up"]),
         "payment_workflow": FakeWorkflow(

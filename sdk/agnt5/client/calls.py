@@ -267,7 +267,8 @@ def only_question(run_id: str, patience: float) -> Operation[str | None]:
 
 def signal(run_id: str, name: str, payload: Any, signal_id: str | None, patience: float) -> Operation[Status]:
     body = encode({"payload": payload, "id": signal_id or uuid.uuid4().hex})
-    path = f"{run_path(run_id)}/signals/{quote(name, safe='')}"
+    # `.` and `..` would be taken for directories on the way.
+    path = f"{run_path(run_id)}/signals/{quote(name, safe='') if name.strip('.') else name.replace('.', '%2E')}"
     answered = yield from ask(Call("POST", path, {}, {"content-type": "application/json"}, body), patience)
     return Status.model_validate_json(answered.reply.body)
 
