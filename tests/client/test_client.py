@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -267,6 +267,37 @@ async def test_calls_that_fail_together_all_turn_to_the_address_that_answers() -
     transport = httpx.MockTransport(serve)
     async with AsyncClient(["http://gone", "http://there"], patience=1.0, transport=transport) as client:
         await asyncio.gather(client.workflows(), client.workflows())
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("breaks", [True, False])
+async def test_streams_that_end_as_soon_as_they_are_opened_are_opened_with_pauses_and_not_for_ever(
+    started: bool, breaks: bool
+) -> None:
+    opened = 0
+    run = {"run_id": "a", "workflow": "w", "status": "running", "created_at": "2026-01-01T00:00:00Z"}
+    run["trigger"] = {"kind": "http"}  # type: ignore[assignment]
+
+    class Broken(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b": open\n\n"
+            if breaks:
+                raise httpx.ReadError("gone")
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        nonlocal opened
+        if not request.url.path.endswith(("/stream", "/events")):
+            return httpx.Response(200, json=run)
+        opened += 1
+        if opened > 100:
+            raise AssertionError("without a pause")
+        headers = {"content-type": "text/event-stream", **({"location": "/v1/runs/a"} if started else {})}
+        return httpx.Response(200, headers=headers, stream=Broken())
+
+    client = Client("http://there", patience=1.0, transport=httpx.MockTransport(serve))
+    with client, pytest.raises(UnavailableError):
+        list(client.stream("w", {}))
+    assert opened < 10
 
 
 async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(backend: Backend) -> None:

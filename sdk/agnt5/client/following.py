@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 from agnt5.client.calls import Call, Lost, Outage, Reply, problem_of, retry_after, run_path
 from agnt5.client.errors import refusal
 from agnt5.client.models import Event
 
 ENDS = frozenset({"run.completed", "run.failed", "run.cancelled", "run.timeout"})
+
+_CLOSED = "streams of events are closed as soon as they are opened"
+
+LASTING = 5.0
+"""Seconds for which a stream without events has to last for somebody to be there: a run may be quiet for days."""
 
 
 class Following:
@@ -18,6 +25,7 @@ class Following:
         self.run_id = run_id
         self._last = after
         self._outage = Outage(patience)
+        self._opened_at: float | None = None
         self.over = False
         self.in_doubt = False
         self.pause = 0.0
@@ -27,6 +35,7 @@ class Following:
         """The next request: it starts the run as long as its ID is not known, then resumes after the last event."""
         self.in_doubt = False
         self.pause = 0.0
+        self._opened_at = None
         headers = {"accept": "text/event-stream"}
         if self._last:
             headers["last-event-id"] = str(self._last)
@@ -38,7 +47,7 @@ class Following:
     def opened(self, reply: Reply) -> bool:
         """Whether events follow. Raises ApiError for a refusal that stays one."""
         if reply.status == 200:
-            self._outage.over()
+            self._opened_at = time.monotonic()
             location = reply.headers.get("location")
             if self.run_id is None and location is not None:
                 self.run_id = location.rpartition("/")[2]
@@ -52,22 +61,33 @@ class Following:
 
     def received(self, data: str) -> Event:
         event = Event.model_validate_json(data)
+        self._outage.over()
         self.run_id = event.run_id
         self._last = max(self._last, event.seq)
         self.over = event.type in ENDS
         return event
 
     def ended(self) -> None:
-        """The server closed the stream: the run has ended, or its owner is going away."""
+        """The server closed the stream: the run has ended, or its owner is going away. Raises UnavailableError when
+        patience is exhausted, as `found` does."""
         if self._run_has_ended:
             self.over = True  # it had ended before this stream was opened, so this was all
-        self.in_doubt = not self.over
+        self.in_doubt = not self.over and self.run_id is not None
+        if self.run_id is None:
+            self._broke(_CLOSED)
 
     def found(self, run_has_ended: bool) -> None:
         """What the run's status says. When it has ended, one more stream brings what happened meanwhile."""
         self._run_has_ended = run_has_ended
+        if not run_has_ended:
+            self._broke(_CLOSED)
 
     def lost(self, loss: Lost) -> None:
         """The connection broke. Raises UnavailableError when patience is exhausted."""
+        self._broke(loss.reason)
+
+    def _broke(self, reason: str) -> None:
+        if self._opened_at is not None and time.monotonic() - self._opened_at > LASTING:
+            self._outage.over()
         if not self.over:
-            self.pause = self._outage.next_pause(loss.reason).seconds
+            self.pause = self._outage.next_pause(reason).seconds
