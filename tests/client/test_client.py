@@ -300,6 +300,26 @@ async def test_streams_that_end_as_soon_as_they_are_opened_are_opened_with_pause
     assert opened < 10
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_a_proxy_that_reaches_nobody_just_now_is_asked_again(status: int) -> None:
+    left = 2
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            return httpx.Response(status, text="<html>Bad Gateway</html>")
+        if request.url.path.endswith("/stream"):
+            return httpx.Response(422, json={})
+        return httpx.Response(202, json={"run_id": "a", "status": "pending"})
+
+    with Client("http://there", transport=httpx.MockTransport(serve)) as client:
+        assert client.submit("w", {}, idempotency_key="k") == "a"
+        left = 1
+        with pytest.raises(InvalidError):
+            list(client.stream("w", {}))
+
+
 async def test_an_answer_that_is_sent_again_does_not_answer_the_next_question(backend: Backend) -> None:
     class Losing(httpx.AsyncHTTPTransport):
         """Brings the first answer to the API, asks for the next question, and loses the reply."""

@@ -122,18 +122,20 @@ def ask(call: Call, patience: float) -> Operation[Answered]:
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Seconds after which to ask again, when the reply says that this helps."""
-    if reply.status != 503 or "retry-after" not in reply.headers:
+    """Seconds after which to ask again, when that helps: the reply says so, or is a proxy's that got no answer."""
+    after = reply.headers.get("retry-after")
+    if reply.status not in (502, 503, 504) or (after is None and _is_problem(reply)):
         return None
-    try:
-        return float(reply.headers["retry-after"])
-    except ValueError:
-        return 1.0
+    return float(after) if after is not None and after.isdecimal() else 1.0
+
+
+def _is_problem(reply: Reply) -> bool:
+    return reply.headers.get("content-type", "").startswith("application/problem+json")
 
 
 def problem_of(reply: Reply) -> Problem:
     """The problem document of a reply, also of one that came from something between us and the API."""
-    if reply.headers.get("content-type", "").startswith("application/problem+json"):
+    if _is_problem(reply):
         try:
             return Problem.model_validate_json(reply.body)
         except ValidationError:
