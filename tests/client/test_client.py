@@ -300,6 +300,23 @@ async def test_streams_that_end_as_soon_as_they_are_opened_are_opened_with_pause
     assert opened < 10
 
 
+async def test_a_call_that_one_processor_cannot_do_just_now_is_done_by_the_next() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "cut-off":
+            return httpx.Response(503, headers={"retry-after": "0"}, json={"title": "Unavailable", "status": 503})
+        if request.url.path.endswith("/stream"):
+            return httpx.Response(422, json={})
+        return httpx.Response(200, json={"items": []})
+
+    urls = ["http://cut-off", "http://there"]
+    with Client(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client:
+        client.workflows()
+    with Client(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client, pytest.raises(InvalidError):
+        list(client.stream("w", {}))
+    async with AsyncClient(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client:
+        await asyncio.gather(client.workflows(), client.workflows())
+
+
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_a_proxy_that_reaches_nobody_just_now_is_asked_again(status: int) -> None:
     left = 2

@@ -1,6 +1,6 @@
 """The only module that knows the HTTP library: sends a `Call`, listens to a stream, in both worlds.
 
-Several addresses are tried in turn: the one that last answered first.
+Several addresses are tried in turn: the one that last could answer first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import EventSource, SSEError
 
-from agnt5.client.calls import Call, Lost, Reply
+from agnt5.client.calls import Call, Lost, Reply, retry_after
 from agnt5.client.errors import refusal
 from agnt5.client.models import Problem
 
@@ -50,13 +50,23 @@ class Addresses:
     def url(self, call: Call) -> str:
         return self._urls[0] + call.path
 
+    def answered(self, call: Call, url: str, reply: Reply) -> Reply:
+        """What `url` said. Should it be unable to do it just now, another may be able: its broker may be there."""
+        if retry_after(reply) is not None:
+            self._turn(call, url)
+        return reply
+
     def lost(self, call: Call, url: str, error: Exception) -> Lost:
-        """There was no answer from `url`: the next address is asked, unless another call has turned to it already."""
+        """There was no answer from `url`."""
+        self._turn(call, url)
+        told = str(error) or type(error).__name__
+        return Lost(f"{call.method} {url}: no answer: {told}", not isinstance(error, _UNSENT))
+
+    def _turn(self, call: Call, url: str) -> None:
+        """Ask the next address from now on, unless another call has turned to it already."""
         first, *others = self._urls
         if url == first + call.path:
             self._urls = [*others, first]  # one assignment: threads share a client
-        told = str(error) or type(error).__name__
-        return Lost(f"{call.method} {url}: no answer: {told}", not isinstance(error, _UNSENT))
 
 
 def key_header(api_key: str | None) -> dict[bytes, bytes]:
@@ -107,7 +117,7 @@ class SyncWire:
             )
         except httpx.TransportError as error:
             return self._addresses.lost(call, url, error)
-        return Reply(got.status_code, got.headers, got.content)
+        return self._addresses.answered(call, url, Reply(got.status_code, got.headers, got.content))
 
     @contextmanager
     def listen(self, call: Call) -> Iterator[tuple[Reply, Iterator[str]]]:
@@ -118,7 +128,8 @@ class SyncWire:
                 call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else got.read()
-                yield Reply(got.status_code, got.headers, body), self._events(call, url, got)
+                reply = self._addresses.answered(call, url, Reply(got.status_code, got.headers, body))
+                yield reply, self._events(call, url, got)
         except httpx.TransportError as error:
             raise LostError(self._addresses.lost(call, url, error)) from None
 
@@ -155,7 +166,7 @@ class AsyncWire:
             )
         except httpx.TransportError as error:
             return self._addresses.lost(call, url, error)
-        return Reply(got.status_code, got.headers, got.content)
+        return self._addresses.answered(call, url, Reply(got.status_code, got.headers, got.content))
 
     @asynccontextmanager
     async def listen(self, call: Call) -> AsyncIterator[tuple[Reply, AsyncIterator[str]]]:
@@ -166,7 +177,8 @@ class AsyncWire:
                 call.method, url, params=call.query, headers=_encoded(call), content=call.body, timeout=_STREAM_TIMEOUT
             ) as got:
                 body = b"" if got.status_code == 200 else await got.aread()
-                yield Reply(got.status_code, got.headers, body), self._events(call, url, got)
+                reply = self._addresses.answered(call, url, Reply(got.status_code, got.headers, body))
+                yield reply, self._events(call, url, got)
         except httpx.TransportError as error:
             raise LostError(self._addresses.lost(call, url, error)) from None
 
