@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import uuid4
@@ -255,6 +256,15 @@ async def test_nobody_there_is_an_error_that_says_where_it_asked() -> None:
         await AsyncClient("http://127.0.0.1:9", patience=0.3).get_run("a")
     with Client("http://127.0.0.1:9", patience=0) as client, pytest.raises(ConnectionError):
         client.publish("t", {})
+
+
+@pytest.mark.parametrize("method", ["run", "wait"])
+async def test_whoever_waits_for_so_long_is_not_kept_longer_by_the_clients_patience(method: str) -> None:
+    with Client("http://127.0.0.1:9") as client:
+        begun = time.monotonic()
+        with pytest.raises(UnavailableError):
+            getattr(client, method)("a", timeout=1)
+    assert 0.5 < time.monotonic() - begun < 3
 
 
 async def test_calls_that_fail_together_all_turn_to_the_address_that_answers() -> None:

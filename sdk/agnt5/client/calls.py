@@ -28,6 +28,7 @@ LONG_POLL = 25.0
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
+_LAST_ASKED = 0.5
 
 Result = TypeVar("Result")
 Shaped = TypeVar("Shaped", bound=Shape)
@@ -203,7 +204,7 @@ def run(
     begun = time.monotonic()
     first = LONG_POLL if timeout is None else min(timeout, LONG_POLL)
     call = start_call("run", workflow, input, session_id, user_id, idempotency_key, first)
-    answered = yield from ask(call, patience)
+    answered = yield from ask(call, _patience(patience, timeout))
     if answered.reply.status == 202:
         run_id = Submitted.model_validate_json(answered.reply.body).run_id
         left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
@@ -227,14 +228,21 @@ def wait(run_id: str, timeout: float | None, patience: float, told: float | None
     """The run once it has ended or is paused. `told`: the time-out to name in the error."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
-        left = LONG_POLL if deadline is None else min(LONG_POLL, max(0.0, deadline - time.monotonic()))
-        call = Call("GET", run_path(run_id), {"timeout": f"{left:.3f}"}, wait=left)
-        answered = yield from ask(call, patience)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        poll = LONG_POLL if left is None else min(LONG_POLL, left)
+        call = Call("GET", run_path(run_id), {"timeout": f"{poll:.3f}"}, wait=poll)
+        answered = yield from ask(call, _patience(patience, left))
         found = Run.model_validate_json(answered.reply.body)
         if found.ended or found.status == "paused":
             return found
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(found, told if told is not None else timeout or 0.0)
+
+
+def _patience(patience: float, left: float | None) -> float:
+    """Nobody who waits for `left` seconds wants to be told much later that there is no answer; but of a run that was
+    started, it is worth asking once or twice."""
+    return patience if left is None else min(patience, left + _LAST_ASKED)
 
 
 # ------------------------------------------------------------------ commands
