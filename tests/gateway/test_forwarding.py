@@ -177,6 +177,33 @@ async def test_an_owner_whose_code_lacks_the_workflow_yet_is_503_and_nothing_is_
     assert statuses < {200, 202, 503}
 
 
+async def test_however_many_wait_for_runs_elsewhere_other_requests_reach_their_owner(group: Group) -> None:
+    owners = group.processors[0].app.state.gateway.owners
+    owners._transport = None  # over real connections
+    waiting = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal waiting
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/cancel" in head:
+            writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
+        else:
+            waiting += 1
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024) as owner:
+        url = f"http://127.0.0.1:{owner.sockets[0].getsockname()[1]}"
+        polls = [asyncio.create_task(owners.client.get(f"{url}/v1/runs/a", timeout=60)) for _ in range(600)]
+        while waiting < 512:
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(20):
+            assert (await owners.client.post(f"{url}/v1/runs/a/cancel", timeout=60)).status_code == 202
+        for poll in polls:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+
+
 async def test_two_processors_that_each_take_the_other_for_the_owner_do_not_loop(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,8 @@ class Owners:
             self._client = httpx.AsyncClient(
                 transport=self._transport,
                 timeout=httpx.Timeout(10.0, connect=2.0, pool=10.0),
-                limits=httpx.Limits(max_connections=512, max_keepalive_connections=64),
+                # Each that waits for a run there or follows one holds a connection: no number of them keeps others out.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
                 trust_env=False,
                 follow_redirects=False,
             )
