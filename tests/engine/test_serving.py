@@ -15,7 +15,7 @@ from agnt5 import FunctionContext, WorkflowContext, function, workflow
 from agnt5.types import Envelope, webhook
 from agnt5_engine.gateway.app import create_app
 from agnt5_engine.gateway.cursors import encode_cursor
-from agnt5_engine.ports import NotHere, Refused
+from agnt5_engine.ports import NotHere, Refused, StartRequest
 from agnt5_engine.transport.base import TooLargeError
 from tests.engine.conftest import Engine
 
@@ -157,6 +157,20 @@ async def test_a_cursor_that_the_list_cannot_go_on_from_is_refused_by_name(
         answer = await http.get(f"/v1/{path}", params={"cursor": encode_cursor(time, name)})
     assert answer.status_code == 422, answer.text
     assert [fault["field"] for fault in answer.json()["errors"]] == ["query.cursor"]
+
+
+async def test_a_start_whose_partition_goes_right_after_it_was_applied_is_known_to_have_started(
+    engine: Engine,
+) -> None:
+    request = StartRequest("waits_for_go", b"{}", {"kind": "http"})
+    request.run_id = engine.processor.run_id_for(request)
+    owner = engine.processor.local_owner(request.run_id)
+    assert owner is not None
+    starting = asyncio.create_task(engine.processor.start(request))
+    while owner.state.peek(request.run_id) is None:
+        await asyncio.sleep(0)
+    owner.fail(RuntimeError("the record after it cannot be applied"))
+    assert (await starting).run_id == request.run_id
 
 
 async def test_a_start_whose_partition_goes_while_it_is_written_is_told_that_it_may_have_happened(

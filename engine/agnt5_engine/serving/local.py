@@ -93,7 +93,10 @@ class LocalRuns:
         return Started(record.run_id, self._status(record.run_id), False)
 
     def _status(self, run_id: str) -> str:
-        run = self.owner(run_id).state.peek(run_id)
+        try:
+            run = self.owner(run_id).state.peek(run_id)
+        except NotHere:  # moved since; the start must not be passed on a second time
+            return "pending"
         return status_of(run) if run is not None else "pending"
 
     async def answer(self, run_id: str, response: Any, entry: str | None, user_id: str | None) -> None:
