@@ -14,7 +14,15 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from agnt5 import AsyncClient, Client, WorkflowContext, workflow
-from agnt5.client import ConflictError, InvalidError, NotFoundError, RunError, UnavailableError, WaitTimeoutError
+from agnt5.client import (
+    ApiError,
+    ConflictError,
+    InvalidError,
+    NotFoundError,
+    RunError,
+    UnavailableError,
+    WaitTimeoutError,
+)
 from agnt5.client.calls import start_call
 from agnt5.client.models import Event, Run
 from tests.client.backends import Backend
@@ -325,6 +333,16 @@ async def test_a_call_that_one_processor_cannot_do_just_now_is_done_by_the_next(
         list(client.stream("w", {}))
     async with AsyncClient(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client:
         await asyncio.gather(client.workflows(), client.workflows())
+
+
+def test_a_page_instead_of_an_answer_is_an_error_that_shows_it() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, html="<html>Log in first</html>")
+
+    with Client("http://there", transport=httpx.MockTransport(serve)) as blocking:
+        for call in (lambda: blocking.submit("w"), lambda: blocking.run("w"), lambda: blocking.state("a")):
+            with pytest.raises(ApiError, match="Log in first"):
+                call()
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])

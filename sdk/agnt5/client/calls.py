@@ -15,7 +15,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from agnt5.client.errors import ConflictError, NotAllowedError, UnavailableError, WaitTimeoutError, refusal
+from agnt5.client.errors import ApiError, ConflictError, NotAllowedError, UnavailableError, WaitTimeoutError, refusal
 from agnt5.client.models import Problem, Published, Run, Shape, Status, Submitted
 from agnt5.codec import encode_plain
 from agnt5.errors import EncodeError, RunError
@@ -106,6 +106,8 @@ def ask(call: Call, patience: float) -> Operation[Answered]:
         told = yield call
         if isinstance(told, Reply):
             if told.status < 300:
+                if not told.headers.get("content-type", "").startswith("application/json"):
+                    raise ApiError(problem_of(told))  # somebody else's answer: a proxy's login page
                 return Answered(told, again)
             after = retry_after(told)
             if after is None:
