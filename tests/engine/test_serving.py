@@ -186,3 +186,24 @@ async def test_a_start_whose_partition_goes_while_it_is_written_is_told_that_it_
     assert (caught.status_code, later.status_code) == (503, 503)
     assert "whether it did this is not known" in caught.json()["detail"]
     assert "not known" not in later.json()["detail"]
+
+
+@workflow
+async def adds(ctx: WorkflowContext, a: int, b: dict[str, int]) -> int:
+    return a + sum(b.values())
+
+
+async def test_an_input_whose_fields_come_in_another_order_is_the_same_under_its_idempotency_key(
+    engine: Engine,
+) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+
+        async def sent(body: str) -> httpx.Response:
+            return await http.post("/v1/workflows/adds/submit", content=body, headers={"Idempotency-Key": "k"})
+
+        first = await sent('{"a": 1, "b": {"x": 1, "y": 2}}')
+        again = await sent('{"b": {"y": 2, "x": 1}, "a": 1}')
+        other = await sent('{"b": {"y": 1, "x": 2}, "a": 1}')
+    assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409), again.text
+    assert (again.json()["run_id"], again.json()["existing"]) == (first.json()["run_id"], True)

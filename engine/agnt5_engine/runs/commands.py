@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from zlib import crc32
 
@@ -68,7 +69,7 @@ def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequeste
     if by_later and _goes_on_again(run):
         go_on_again(state, run, held, run.attempt + 1 if run.ended else run.attempt, r.command_id)
         return
-    same = run.workflow == r.workflow and run.input == r.input
+    same = run.workflow == r.workflow and _same_input(run.input, r.input)
     state.verdict(r.command_id, r.run_id, "existing", f"run {r.run_id} exists", {"same": same, "status": run.status})
     if r.parent_run_id is None or r.parent_path is None:
         return
@@ -81,6 +82,11 @@ def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequeste
     elif parent not in run.parents:
         run.parents = [*run.parents, parent]
         state.changed(run)
+
+
+def _same_input(one: bytes, other: bytes) -> bool:
+    """Whether two inputs are one JSON object: the order of its fields says nothing, and senders do not keep it."""
+    return one == other or json.dumps(from_json(one), sort_keys=True) == json.dumps(from_json(other), sort_keys=True)
 
 
 def _goes_on_again(run: Run) -> bool:
