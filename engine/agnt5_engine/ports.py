@@ -34,7 +34,7 @@ class Refused(Exception):
 
     ended, not_pending, already_answered (detail: the winning answer), several_pending (detail: the entries),
     invalid_answer (detail: the allowed options), conflict (an idempotency key with other input), not_retriable,
-    signals_waiting (too much that the run has not taken yet).
+    signals_waiting (too much that the run has not taken yet), state_unknown (of a run that is not in memory any more).
     """
 
     def __init__(self, reason: str, message: str, detail: Any = None) -> None:

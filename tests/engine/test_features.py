@@ -345,6 +345,48 @@ async def test_run_state_can_be_read_from_outside_after_a_crash(engine: Engine) 
 
 
 @workflow
+async def remembers_and_ends(ctx: WorkflowContext, how: str) -> None:
+    await ctx.state.set("phase", "begun")
+    await ctx.step(double, 1)
+    await ctx.state.set("phase", how)
+    if how == "failed":
+        await ctx.step(refuses, "no")
+    if how == "cancelled":
+        await ctx.wait_for_signal("never")
+
+
+ENDS = ("completed", "failed", "cancelled")
+
+
+async def test_the_state_of_a_run_that_has_ended_can_still_be_read(engine: Engine) -> None:
+    ids = {how: await engine.submit("remembers_and_ends", b'{"how": "%s"}' % how.encode()) for how in ENDS}
+    await engine.until(lambda: _waits_for_a_signal(engine, ids["cancelled"]))
+    await engine.processor.cancel(ids["cancelled"], force=True)
+    for crash in (False, True):
+        for how, run_id in ids.items():
+            assert (await engine.processor.finished(run_id)).status == how
+            assert await engine.processor.state(run_id) == {"phase": how}
+        await engine.restart(crash=crash)
+
+
+async def _waits_for_a_signal(engine: Engine, run_id: str) -> bool:
+    return any(w.kind == "signal" for w in (await engine.processor.run(run_id)).waiting_on)
+
+
+@workflow
+async def ends_after_a_call_in_place(ctx: WorkflowContext) -> None:
+    await slow(ctx, 0.01)
+    await ctx.state.set("phase", "called")
+
+
+async def test_a_state_that_cannot_be_told_any_more_is_not_shown_as_empty(engine: Engine) -> None:
+    run = await engine.run("ends_after_a_call_in_place")
+    with pytest.raises(Refused) as refused:
+        await engine.processor.state(run.run_id)
+    assert refused.value.reason == "state_unknown"
+
+
+@workflow
 async def looks_up_and_remembers(ctx: WorkflowContext) -> None:
     await slow(ctx, 0.01)
     await ctx.state.set("phase", "waiting")

@@ -146,7 +146,7 @@ def routes(gateway: Gateway) -> APIRouter:
             following = encode_cursor(events[-1].seq, run_id)
         return shaped(EventList(items=events, next_cursor=following))
 
-    @api.get("/v1/runs/{run_id}/state", responses=_object_responses("The state"))
+    @api.get("/v1/runs/{run_id}/state", responses=_object_responses("The state", also=(404, 409)))
     async def get_state(run_id: RunId) -> Response:
         """The run's state object."""
         known_form(run_id)
@@ -225,8 +225,8 @@ def _events_responses() -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def _object_responses(what: str) -> dict[int | str, dict[str, Any]]:
-    responses = answers(None, also=(404,))
+def _object_responses(what: str, also: tuple[int, ...] = (404,)) -> dict[int | str, dict[str, Any]]:
+    responses = answers(None, also=also)
     responses[200] = {
         "description": what,
         "content": {"application/json": {"schema": {"type": "object", "additionalProperties": True}}},

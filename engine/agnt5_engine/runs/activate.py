@@ -7,6 +7,8 @@ routing key wait until `finish_call` has closed it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from agnt5.errors import NonDeterminismError
 from agnt5.replay.activation import Activation
 from agnt5.replay.protocol import (
@@ -139,6 +141,21 @@ def prepare(state: PartitionState, run: Run) -> None:
         drop_activation(run)  # nobody is to go on with what was brought back by half
         raise
     if turn.calls or activation.ended:
+        drop_activation(run)
+
+
+def derived_state(state: PartitionState, run: Run) -> dict[str, bytes] | None:
+    """The own state of a run that has left memory for good, by going through its history once more. None when that
+    cannot be told (any more): its code calls in place, has changed or is not here."""
+    past = h.replayed(run.history)
+    try:
+        activation = _activation(state, run)
+        if activation is None:
+            return None
+        with suppress(NonDeterminismError):  # also: what it waited for when it was ended from outside
+            activation.rebuild(past, {}, verify_only=True)
+        return activation.run_state() if activation.replayed == len(past) else None
+    finally:
         drop_activation(run)
 
 

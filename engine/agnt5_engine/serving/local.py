@@ -26,7 +26,7 @@ from agnt5_engine.records.routing import (
     run_id_for,
 )
 from agnt5_engine.runs import model
-from agnt5_engine.runs.activate import run_info
+from agnt5_engine.runs.activate import derived_state, run_info
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.commands import failure
 from agnt5_engine.runs.effects import Verdict
@@ -196,14 +196,21 @@ class LocalRuns:
             run = owner.state.run(run_id)
             if run is None:
                 raise UnknownRun(run_id)
-            if not run.begun or run.ended or run.ending or run.status == "paused":
+            if not run.begun:
+                return {}
+            if run.ended or run.ending or run.status == "paused":
+                found = derived_state(owner.state, run)
                 break
             if revive(owner.state, run):
+                found = run.activation.run_state() if run.activation is not None else {}
                 break
             await asyncio.sleep(0.02)
-        if run.activation is None:
-            return {}
-        return {key: from_json(value) for key, value in run.activation.run_state().items()}
+        if found is None:
+            told = (
+                f"run {run_id} is {run.status}: its state can only be told by code that fits and calls nothing in place"
+            )
+            raise Refused("state_unknown", told)
+        return {key: from_json(value) for key, value in found.items()}
 
     async def history(self, run_id: str) -> bytes:
         """See ports.Engine.history."""
