@@ -506,3 +506,33 @@ async def test_a_write_with_which_a_session_would_outgrow_a_checkpoint_is_refuse
     await engine.processor.signal(run_id, "go", None, None)
     run = await asyncio.wait_for(engine.processor.finished(run_id), 20)
     assert run.output == [[[2, True], [3, True], [4, True]], ["1", "3"]]
+
+
+@workflow
+async def undoes_what_it_did(ctx: WorkflowContext, in_place: bool) -> None:
+    try:
+        await ctx.wait_for_signal("never")
+    finally:
+        if in_place:
+            await slow(ctx, 0.3)
+        else:
+            await ctx.sleep(0.3)
+        await ctx.session.state.set("undone", True)
+
+
+@workflow
+async def was_undone(ctx: WorkflowContext) -> bool:
+    return await ctx.session.state.get("undone", False)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_a_run_that_undoes_what_it_did_is_not_disturbed_when_it_is_cancelled_again(
+    engine: Engine, in_place: bool
+) -> None:
+    given = b'{"in_place": true}' if in_place else b'{"in_place": false}'
+    run_id = await engine.submit("undoes_what_it_did", given, session_id="s")
+    await engine.until(lambda: _waits_for_a_signal(engine, run_id))
+    told = [engine.processor.cancel(run_id, force=False) for _ in range(3)]  # as a client does that got no answer
+    assert (await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), 10))[0] is None
+    assert (await engine.processor.finished(run_id)).status == "cancelled"
+    assert (await engine.run("was_undone", session_id="s")).output is True

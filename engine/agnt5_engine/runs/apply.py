@@ -168,11 +168,13 @@ def _interrupt(state: PartitionState, session: Session) -> None:
 def _stop(session: Session, opened: OpenTurn) -> int | None:
     """Where in the queue a cancel or time-out of the run stands that may interrupt its turn."""
     run = opened.run
+    told = run.cancelled is not None or isinstance(opened.cause.event, Cancelled)
     for i in range(opened.records, len(session.queue)):
         held = session.queue[i]
         if is_a(held.value, CancelRequested):
             record = decode(held.value)
-            if record.run_id == run.run_id and record.command_id not in run.commands:
+            new = record.command_id not in run.commands and (record.force or not told)
+            if record.run_id == run.run_id and new:
                 return i
         elif is_a(held.value, TimerFired):
             record = decode(held.value)

@@ -112,6 +112,8 @@ def cancel_requested(state: PartitionState, held: Held, r: CancelRequested) -> N
         state.verdict(r.command_id, r.run_id)
     elif run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} is ending", run.status)
+    elif run.cancelled is not None:  # told already: whoever asks again must not disturb it in undoing what it did
+        state.verdict(r.command_id, r.run_id)
     elif not run.begun:
         finish(state, run, held, "cancelled")
         state.verdict(r.command_id, r.run_id)
