@@ -207,3 +207,22 @@ async def test_an_input_whose_fields_come_in_another_order_is_the_same_under_its
         other = await sent('{"b": {"y": 1, "x": 2}, "a": 1}')
     assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409), again.text
     assert (again.json()["run_id"], again.json()["existing"]) == (first.json()["run_id"], True)
+
+
+@workflow
+async def says_how_far_it_is(ctx: WorkflowContext, sleeps: bool) -> None:
+    ctx.progress(0.1, "begun")
+    if sleeps:
+        await ctx.sleep(0.1)
+    ctx.progress(0.9, "almost")
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+async def test_a_stream_brings_what_a_run_says_from_its_start_to_its_end(engine: Engine, sleeps: bool) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        answer = await http.post("/v1/workflows/says_how_far_it_is/stream", json={"sleeps": sleeps})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [event["data"]["fraction"] for event in events if event["type"] == "progress.update"] == [0.1, 0.9]
+    assert [event["type"] for event in events if event["type"] != "progress.update"] == ["run.started", "run.completed"]
+    assert events[-1]["type"] == "run.completed"

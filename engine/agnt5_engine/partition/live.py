@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from agnt5_engine.runs.effects import Verdict
 
-#: Live-only events a slow reader is owed; older ones are dropped first.
+#: Live-only events a slow reader is owed, and those of all runs that are kept for whoever begins to follow one just
+#: then; older ones are dropped first.
 _LINES = 200
+_JUST_NOW_MS = 2000
 
 
 class Line(NamedTuple):
@@ -47,6 +49,7 @@ class Live:
     def __init__(self) -> None:
         self._verdicts: dict[tuple[str, str], list[asyncio.Future[Verdict]]] = {}  # by run and command
         self._watchers: dict[str, set[Watcher]] = {}
+        self._recent: deque[tuple[str, Line]] = deque(maxlen=_LINES)
 
     def expect(self, run_id: str, command_id: str) -> asyncio.Future[Verdict]:
         """What the run will make of the command. Whoever sends a signal chooses its ID, so several may wait for one."""
@@ -71,6 +74,11 @@ class Live:
         self._watchers.setdefault(run_id, set()).add(watcher)
         return watcher
 
+    def said(self, run_id: str) -> list[Line]:
+        """What the run said just now: whoever starts it and follows it comes after its first activation."""
+        since = int(time.time() * 1000) - _JUST_NOW_MS
+        return [line for of, line in self._recent if of == run_id and line.time >= since]
+
     def unwatch(self, run_id: str, watcher: Watcher) -> bool:
         """True when nobody watches the run any more."""
         watchers = self._watchers.get(run_id)
@@ -86,12 +94,11 @@ class Live:
             watcher.changed.set()
 
     def line(self, run_id: str, type: str, data: dict[str, Any]) -> None:
-        watchers = self._watchers.get(run_id)
-        if watchers:
-            line = Line(int(time.time() * 1000), type, data)
-            for watcher in watchers:
-                watcher.lines.append(line)
-                watcher.changed.set()
+        line = Line(int(time.time() * 1000), type, data)
+        self._recent.append((run_id, line))
+        for watcher in self._watchers.get(run_id, ()):
+            watcher.lines.append(line)
+            watcher.changed.set()
 
     def listener(self, run_id: str) -> RunListener:
         return RunListener(self, run_id)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from agnt5.client.following import ENDS
 from agnt5.client.models import Approval, Event, Run, at
 from agnt5.replay.history import History
 from agnt5.replay.protocol import Completed, Errored, Outcome, Stopped
-from agnt5_engine.partition.live import PartitionMoved
+from agnt5_engine.partition.live import PartitionMoved, Watcher
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.ports import NotHere, Page, Refused, Started, StartRequest, UnknownRun
 from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunRequested, SignalSent, UserResponded
@@ -176,14 +177,17 @@ class LocalRuns:
         owner = self.owner(run_id)
         seq = after
         async with _watching(owner, run_id) as watcher:
+            if not after:
+                watcher.lines.extend(owner.live.said(run_id))
             while True:
                 for event in await self.events(run_id, seq):
+                    if event.type in ENDS:  # a reader may leave after it
+                        for line in _lines(watcher, run_id, seq):
+                            yield line
                     seq = event.seq
                     yield event
-                while watcher.lines:
-                    line = watcher.lines.popleft()
-                    shape = {"seq": seq, "time": at(line.time), "type": line.type, "run_id": run_id, "data": line.data}
-                    yield Event.model_validate(shape)
+                for line in _lines(watcher, run_id, seq):
+                    yield line
                 run = self._known(run_id)
                 if run.ended and seq >= run.seq:
                     return
@@ -272,6 +276,14 @@ def _events(run: model.Run, after: int) -> list[Event]:
         first -= 1
     first = max(first - 1, 0)
     return [event_view(run.run_id, e) for row in rows[first:] for e in public_events(row) if e.seq > after]
+
+
+def _lines(watcher: Watcher, run_id: str, seq: int) -> Iterator[Event]:
+    """What the run has said since the event `seq`."""
+    while watcher.lines:
+        line = watcher.lines.popleft()
+        shape = {"seq": seq, "time": at(line.time), "type": line.type, "run_id": run_id, "data": line.data}
+        yield Event.model_validate(shape)
 
 
 class _watching:
