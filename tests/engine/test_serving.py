@@ -226,3 +226,18 @@ async def test_a_stream_brings_what_a_run_says_from_its_start_to_its_end(engine:
     assert [event["data"]["fraction"] for event in events if event["type"] == "progress.update"] == [0.1, 0.9]
     assert [event["type"] for event in events if event["type"] != "progress.update"] == ["run.started", "run.completed"]
     assert events[-1]["type"] == "run.completed"
+
+
+async def test_a_cursor_of_another_list_or_run_is_refused_by_a_history(engine: Engine) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        one, other = [(await engine.run("says_how_far_it_is", b'{"sleeps": false}')).run_id for _ in range(2)]
+        own = (await http.get(f"/v1/runs/{one}/events", params={"limit": 1})).json()["next_cursor"]
+        runs = (await http.get("/v1/runs", params={"limit": 1})).json()["next_cursor"]
+        rest = await http.get(f"/v1/runs/{one}/events", params={"cursor": own})
+        refused = [
+            await http.get(f"/v1/runs/{run_id}/events", params={"cursor": cursor})
+            for run_id, cursor in ((other, own), (one, runs))
+        ]
+    assert [event["type"] for event in rest.json()["items"]] == ["run.completed"]
+    assert [answer.status_code for answer in refused] == [422, 422], [answer.text for answer in refused]

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from agnt5.client.models import Event, EventList, Result, Run, RunList, RunStatus, Status
 from agnt5_engine.gateway.body import shaped_body
 from agnt5_engine.gateway.context import Gateway
-from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseconds
+from agnt5_engine.gateway.cursors import decode_cursor, encode_cursor, milliseconds, unusable_cursor
 from agnt5_engine.gateway.gather import other_parts, part
 from agnt5_engine.gateway.problems import invalid, unknown_run
 from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
@@ -135,7 +135,10 @@ def routes(gateway: Gateway) -> APIRouter:
         known_form(run_id)
         after = last_event_id(request)
         if cursor is not None:
-            after = max(after, decode_cursor(cursor)[0])
+            seq, whose = decode_cursor(cursor)
+            if whose != run_id:
+                raise unusable_cursor()
+            after = max(after, seq)
         if follow:
             await owners.run(request, run_id)
             return event_stream(owners.follow(request, run_id, after), gateway.closing)
