@@ -14,6 +14,7 @@ from agnt5_engine.partition.recovery import Place, restore
 from agnt5_engine.partition.table import Table, marker_now
 from agnt5_engine.records.avro import encode, head
 from agnt5_engine.records.rows import Held, SessionRow
+from agnt5_engine.runs import pieces
 from agnt5_engine.runs import table as keys
 from agnt5_engine.runs.checkpoint import Row
 from agnt5_engine.runs.restored import run_head
@@ -30,18 +31,28 @@ class Changelog:
         self.records: list[Record] = []
 
     def add(self, key: bytes, value: bytes | None) -> None:
-        self.records.append(Record(len(self.records), 1, key, value, ()))
+        self.records.append(Record(self.end, 1, key, value, ()))
 
     async def open(self) -> None:
         pass
 
+    def compact(self, upto: int) -> None:
+        """As Kafka does: of the records before `upto`, the last of each key is left."""
+        last = {r.key: r.offset for r in self.records if r.offset < upto}
+        self.records = [r for r in self.records if r.offset >= upto or last[r.key] == r.offset]
+
+    @property
+    def end(self) -> int:
+        return self.records[-1].offset + 1 if self.records else 0
+
     async def bounds(self, source: TopicPartition) -> tuple[int, int]:
-        return 0, len(self.records)
+        return 0, self.end
 
     async def read(self, source: TopicPartition, start: int, end: int) -> AsyncIterator[Batch]:
-        for at in range(start, end, 700):
-            upto = min(at + 700, end)
-            yield Batch(self.records[at:upto], upto)
+        records = [r for r in self.records if start <= r.offset < end]
+        for at in range(0, len(records), 700):
+            batch = records[at : at + 700]
+            yield Batch(batch, end if batch[-1] is records[-1] else batch[-1].offset + 1)
 
 
 def _changes(rng: random.Random, count: int) -> list[list[Row]]:
@@ -70,7 +81,8 @@ def _changes(rng: random.Random, count: int) -> list[list[Row]]:
                 continue
             runs[run_id] = (created, finished)
             status = "completed" if finished else "paused" if what < 0.5 else "running"
-            put(keys.run_key(run_id), run_row(run_id, created, finished)._replace(status=status))
+            input = b"x" * rng.randrange(300)
+            put(keys.run_key(run_id), run_row(run_id, created, finished)._replace(status=status, input=input))
             if what < 0.6:
                 rows[pending] = Row(pending, None)
             else:
@@ -94,32 +106,41 @@ def _content(table: Table) -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("many", [0, 10**9], ids=["filling", "logged"])
+@pytest.mark.parametrize("size", [pieces.SIZE, 90], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("seed", range(3))
 async def test_bulk_restore_makes_the_table_that_the_checkpoints_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, many: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, size: int, many: int
 ) -> None:
+    monkeypatch.setattr(pieces, "SIZE", size)
     monkeypatch.setattr(recovery, "_MANY_ROWS", many)
     monkeypatch.setattr(recovery, "_WRITE_ROWS", 500)
     changelog, live = Changelog(), Table(tmp_path / "live")
     place = Place(changelog, TopicPartition("j", 0), TopicPartition("c", 0), "here", tmp_path / "a", 1)  # type: ignore[arg-type]
     for rows in _changes(random.Random(seed), 6_000):
         # A pending row is deleted with what it asked, as `collect` does.
-        live.write([row._replace(of=None) if row.value is None else row for row in rows], marker_now("here", 0))
         for row in rows:
             if row.key[:1] not in keys.DERIVED_FAMILIES:
-                changelog.add(row.key, row.value)
+                for kept in live.cut(row):
+                    changelog.add(*kept)
+        live.write([row._replace(of=None) if row.value is None else row for row in rows], marker_now("here", 0))
         if len(changelog.records) in range(4_000, 4_100):  # and once on top of what is there
+            changelog.compact(3_000 + seed)
             (await restore(place, changelog)).table.close()  # type: ignore[arg-type]
+    changelog.compact(changelog.end // 2)
     restored = await restore(place, changelog)  # type: ignore[arg-type]
-    assert restored.changelog_offset == len(changelog.records)
+    assert restored.changelog_offset == changelog.end
     assert restored.table.marker() is not None
     assert _content(restored.table) == _content(live)
+    assert set(restored.table.scan(keys.PIECE)) == set(live.scan(keys.PIECE))
+    assert (size == 90) == any(live.scan(keys.PIECE))
+    for row, number in pieces.counted(key for key, _ in live.scan(keys.PIECE)).items():
+        assert number == -(-len(live.get(row) or b"") // size), "pieces of what is not in so many pieces any more"
     restored.table.close()
     live.close()
     again = Table(tmp_path / "a")
     marker = again.marker()
     assert marker is not None
-    assert marker.changelog_offset == len(changelog.records)
+    assert marker.changelog_offset == changelog.end
     again.close()
 
 

@@ -174,7 +174,8 @@ class Checkpoints:
             marker = self._marker(state.applied, clean=clean)
             self._unwritten = (older + changes(state), marker)
         rows, marker = self._unwritten
-        primary = [Message(r.key, r.value) for r in rows if r.key[:1] not in table.DERIVED_FAMILIES]
+        cut = owner.table.cut
+        primary = [Message(*kept) for r in rows if r.key[:1] not in table.DERIVED_FAMILIES for kept in cut(r)]
         head = Row(table.MARKER, encode(marker))
         self._changelog_offset = await self._checkpointer.write(
             [*primary, Message(head.key, head.value)], place.journal, marker.applied + 1

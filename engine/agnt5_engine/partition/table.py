@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
@@ -27,9 +27,11 @@ from rocksdict import (
     WriteOptions,
 )
 
+from agnt5_engine.records.avro import RecordError
+from agnt5_engine.runs import pieces
 from agnt5_engine.runs.checkpoint import Row, derived
 from agnt5_engine.runs.restored import RestoredRows
-from agnt5_engine.runs.table import BY_ASKED, BY_CREATED, PAUSED
+from agnt5_engine.runs.table import BY_ASKED, BY_CREATED, PAUSED, PIECE
 from agnt5_engine.transport.embedded.store import NO_ROOM
 
 _LOCAL_MARKER = b"M"
@@ -83,6 +85,7 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = self._open(path)
         self._filling = False
+        self._pieces: dict[bytes, int] | None = None  # how many a row is in; None: to be counted
         self._scans: WeakSet[Generator[tuple[bytes, bytes], None, None]] = WeakSet()
 
     @staticmethod
@@ -116,6 +119,14 @@ class Table:
 
     def get(self, key: bytes) -> bytes | None:
         value: bytes | None = self._db.get(key)
+        return value if value is None or value[:2] != pieces.MAGIC else self._whole(key, value)
+
+    def _whole(self, key: bytes, head: bytes) -> bytes:
+        if key[:1] == PIECE:
+            return head  # a piece may begin with anything
+        value = pieces.join(key, head, self._db.get)
+        if value is None:
+            raise RecordError(f"a row of {self.path} is not whole: {key!r}")
         return value
 
     def scan(self, prefix: bytes, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
@@ -132,18 +143,34 @@ class Table:
         for key, value in self._db.items(from_key=start, read_opt=bound):
             if not key.startswith(prefix):
                 break
-            yield key, value
+            yield key, value if value[:2] != pieces.MAGIC else self._whole(key, value)
+
+    def cut(self, row: Row) -> Sequence[pieces.Pair]:
+        """What is kept of the row, here and in the changelog: itself, or its pieces and their head. The same until the
+        next `write`."""
+        if self._pieces is None:
+            self._pieces = pieces.counted(key for key, _ in self.scan(PIECE))
+        key, value, _ = row
+        if (value is None or len(value) <= pieces.SIZE) and key not in self._pieces:
+            return ((key, value),)
+        return pieces.cut(key, value, self._pieces.get(key, 0))
 
     def write(self, rows: Iterable[Row], marker: LocalMarker) -> None:
         """The rows, what derives from them, and the marker, in one batch."""
-        batch = WriteBatch(raw_mode=True)
+        batch, recut = WriteBatch(raw_mode=True), False
         for row in rows:
             for d in derived(row, self.get):
-                _put(batch, d)
-            _put(batch, row)
+                _put(batch, d.key, d.value)
+            kept = self.cut(row)
+            for key, value in kept:
+                _put(batch, key, value)
+            if len(kept) > 1:
+                recut = True
         batch.put(_LOCAL_MARKER, _marker_bytes(marker))
         with self._room():
             self._db.write(batch)
+        if recut:
+            self._pieces = None
 
     def marker(self) -> LocalMarker | None:
         data = self._db.get(_LOCAL_MARKER)
@@ -157,7 +184,7 @@ class Table:
     def restoring(self) -> RestoredRows:
         """What takes rows of the changelog for this table, and derives the index from them."""
         paused, asked = ([key for key, _ in self.scan(family)] for family in (PAUSED, BY_ASKED))
-        return RestoredRows(paused, asked, lambda key: None if self._filling else self.get(key))
+        return RestoredRows(paused, asked, lambda key: None if self._filling else self._db.get(key))
 
     def begin_filling(self) -> None:
         """Make ready for many rows: until `end_filling` nothing is to be read, and what is written is lost with the
@@ -178,6 +205,7 @@ class Table:
         """Write it. May be called in another thread, one at a time."""
         with self._room():
             self._db.write(batch, _UNLOGGED if self._filling else None)
+        self._pieces = None
 
     def end_filling(self) -> None:
         """Everything on disk, and open for reading again. Takes a moment: for another thread."""
@@ -204,6 +232,7 @@ class Table:
             self._db.close()
             shutil.rmtree(self.path)
             self._db = self._open(self.path)
+        self._pieces = None
 
     def close(self) -> None:
         # RocksDB keeps its lock as long as anybody, an exception's traceback perhaps, holds an iterator.
@@ -225,11 +254,11 @@ def marker_now(cluster_id: str, changelog_offset: int) -> LocalMarker:
     return LocalMarker(cluster_id, changelog_offset, time.time())
 
 
-def _put(batch: WriteBatch, row: Row) -> None:
-    if row.value is None:
-        batch.delete(row.key)
+def _put(batch: WriteBatch, key: bytes, value: bytes | None) -> None:
+    if value is None:
+        batch.delete(key)
     else:
-        batch.put(row.key, row.value)
+        batch.put(key, value)
 
 
 def _successor(prefix: bytes) -> bytes | None:

@@ -30,8 +30,8 @@ from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.runs.writes import changed, outgrown, refusal
 
-#: Signals that a run has not taken yet may have so many times AGNT5_MAX_PAYLOAD_BYTES: they stand in its row, which
-#: the changelog takes up to four times that.
+#: Signals that a run has not taken yet may have so many times AGNT5_MAX_PAYLOAD_BYTES: they stand in its row, which is
+#: written whole whenever it changes.
 _SIGNALS = 2
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
 

@@ -11,9 +11,10 @@ from struct import Struct
 from typing import Any
 
 from agnt5_engine.records.avro import HEADER, decode, head, header_of, schema_files
-from agnt5_engine.runs import table
+from agnt5_engine.runs import pieces, table
 
 _RUN, _PENDING, _SESSION, _HISTORY = table.RUN[0], table.PENDING[0], table.SESSION[0], table.HISTORY[0]
+_PIECE = table.PIECE[0]
 _NEVER = (1 << 63) - 1
 _index_key = Struct(">cq").pack
 
@@ -35,8 +36,8 @@ _MARKS = sum(0x80 << 7 * n for n in range(5))
 class RestoredRows:
     """Takes changelog records in order, and gives table rows, a chunk at a time.
 
-    `paused` and `asked` are the keys of those index families that the table holds already; `old` looks up a row that is
-    deleted, where that can be done.
+    `paused` and `asked` are the keys of those index families that the table holds already; `old` looks up what it holds
+    under a key, where that can be done.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RestoredRows:
     ) -> None:
         self._old = old
         self._rows: dict[bytes, bytes | None] = {}
+        self._pieces: dict[bytes, bytes] = {}  # of rows whose head is still to come
         self._paused = set(paused)
         self._asked = {key[9:]: key for key in asked}  # by the entry asked of
         self.forgotten: set[bytes] = set()
@@ -57,6 +59,8 @@ class RestoredRows:
         for _, _, key, value, _ in records:
             if key:
                 rows[key] = value
+                if key[0] == _PIECE:
+                    rows.pop(pieces.row_key(key), None)  # its head comes behind them, and is to be looked at then
 
     def drain(self, put: Callable[[bytes, bytes], None], delete: Callable[[bytes], None]) -> None:
         """Give everything taken since the last call. Raises RecordError for a row that cannot be read."""
@@ -68,13 +72,21 @@ class RestoredRows:
             else:
                 put(key, value)
             family = key[0]
+            if family == _PIECE:
+                if value is not None:
+                    self._pieces[key] = value
+                continue
+            if value is not None and value[:2] == pieces.MAGIC and (self._pieces or family != _HISTORY):
+                value = self._joined(key, value)
+                if value is None:
+                    continue  # a newer one follows
             if family == _HISTORY:
                 continue
             if family == _RUN:
                 run_id = key[1:]
                 if value is None:
                     is_paused = False
-                    if (before := self._old(key)) is not None:
+                    if (before := self._before(key)) is not None:
                         delete(_index_key(table.BY_CREATED, _NEVER - run_head(before)[1]) + run_id)
                     else:
                         self.forgotten.add(run_id)
@@ -101,6 +113,16 @@ class RestoredRows:
                     put(table.BUSY_SESSION + key[1:], nothing)
                 else:
                     delete(table.BUSY_SESSION + key[1:])
+
+    def _before(self, key: bytes) -> bytes | None:
+        value = self._old(key)
+        return value if value is None or value[:2] != pieces.MAGIC else self._joined(key, value)
+
+    def _joined(self, key: bytes, head: bytes) -> bytes | None:
+        value = pieces.join(key, head, lambda piece: self._pieces.get(piece) or self._old(piece))
+        for i in range(pieces.number(head)):
+            self._pieces.pop(pieces.piece_key(key, i), None)
+        return value
 
     def _question(
         self, entry: bytes, value: bytes, put: Callable[[bytes, bytes], None], delete: Callable[[bytes], None]

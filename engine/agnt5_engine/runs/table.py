@@ -12,6 +12,7 @@ from typing import Protocol
 RUN, HISTORY, PENDING, SESSION, USER, OUTBOX, EARLY_CANCEL = b"r", b"h", b"p", b"s", b"u", b"o", b"x"
 SCHEDULE = b"t"
 MARKER = b"m"
+PIECE = b"+"  # of a row too large for one message: `pieces`
 BY_CREATED, BY_FINISHED, BY_ASKED, PAUSED, BUSY_SESSION = b"C", b"F", b"A", b"K", b"Q"
 DERIVED_FAMILIES = (BY_CREATED, BY_FINISHED, BY_ASKED, PAUSED, BUSY_SESSION)
 
