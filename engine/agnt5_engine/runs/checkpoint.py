@@ -15,9 +15,10 @@ from agnt5_engine.runs.model import Run
 from agnt5_engine.runs.rows import pending_row, run_row, session_row, user_row
 from agnt5_engine.runs.state import PartitionState
 
-#: A finished run's history stays inside its row up to about this many bytes of payload.
-_INLINE_BYTES = 128 * 1024
-_INLINE_ROWS = 500
+#: A finished run's history stands inside its row up to so many entries, and about so many bytes of payload.
+_INLINE_ROWS, _INLINE_BYTES = 500, 128 * 1024
+#: A live run's up to so many, input included: its row is written anew at each checkpoint in which the run has moved.
+_LIVE_ROWS, _LIVE_BYTES = 16, 4 * 1024
 
 #: So many rows of forgotten runs a checkpoint deletes at most, or so many times what it writes: a run that came and
 #: went between two checkpoints is written as one row, and deleted as three.
@@ -65,12 +66,13 @@ def collect(state: PartitionState) -> list[Row]:
 
 
 def _run_rows(run: Run, rows: list[Row]) -> None:
-    inline = run.ended and run.saved == 0 and _is_small(run.history)
+    alone = run.saved == 0  # its history has no rows of its own so far
+    inline = alone and _is_small(run)
     run_id = run.run_id
     if run.replaces is not None:
         rows += _forgotten_rows(run.replaces)
         run.replaces = None
-    if run.head_changed or not run.stored:
+    if run.head_changed or not run.stored or alone:
         head = run_row(run, inline=inline)
         rows.append(Row(table.run_key(run_id), encode(head), head))
         run.head_changed = False
@@ -101,8 +103,23 @@ def _forgotten_rows(old: Run) -> list[Row]:
     return rows
 
 
-def _is_small(history: list[HistoryRow]) -> bool:
-    return len(history) <= _INLINE_ROWS and sum(len(row.value) for row in history if row.value) <= _INLINE_BYTES
+def _is_small(run: Run) -> bool:
+    if run.ended:
+        return len(run.history) <= _INLINE_ROWS and sum(map(_payload, run.history)) <= _INLINE_BYTES
+    if len(run.history) > _LIVE_ROWS:
+        return False
+    around = len(run.input) + len(run.envelope or b"")
+    around += sum(len(signal.payload) for signal in run.signals) + sum(len(held.value) for held in run.held)
+    return around + sum(map(_payload, run.history)) <= _LIVE_BYTES
+
+
+def _payload(row: HistoryRow) -> int:
+    size = len(row.value) if row.value else 0
+    if row.reads:
+        size += sum(len(read.value) for read in row.reads)
+    if row.traceback:
+        size += len(row.traceback)
+    return size
 
 
 def expire(state: PartitionState, limit: int) -> list[Row]:
