@@ -15,7 +15,7 @@ import structlog
 
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import JournalRecord
-from agnt5_engine.transport.base import Ack, Log, Message, RetriableError, TopicPartition
+from agnt5_engine.transport.base import Ack, Log, Message, RetriableError, TopicPartition, make_message
 
 log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class Appender:
     def append(self, key: str, record: JournalRecord) -> None:
         """Write the record soon; it is applied when the ack comes."""
         self._given += 1
-        self._messages.append(Message(key.encode(), encode(record)))
+        self._messages.append(make_message(key.encode(), encode(record)))
         self._records.append(record)
         if self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._send_all())

@@ -334,17 +334,17 @@ class Owner:
         while state.effects and not self.closed:
             effects, state.effects = state.effects, []
             for e in effects:
-                match e:
-                    case Execute(run_id, path):
-                        self.steps.execute(run_id, path)
-                    case Append(run_id, record):
-                        self._appender.append(routing_key(run_id), record)
-                    case Send(id):
-                        self._sender.send(id)
-                    case SetTimer(due, run_id, path):
-                        self.timers.set(due, run_id, path)
-                    case DropTimer(due, run_id, path):
-                        self.timers.drop(due, run_id, path)
+                match e:  # what comes all the time without fields in the pattern: those take four times as long
+                    case Execute():
+                        self.steps.execute(*e)
+                    case Append():
+                        self.append(*e)
+                    case Send():
+                        self._sender.send(*e)
+                    case SetTimer():
+                        self.timers.set(*e)
+                    case DropTimer():
+                        self.timers.drop(*e)
                     case Verdict():
                         self.live.verdict(e)
                     case Moved(run_id, ended):

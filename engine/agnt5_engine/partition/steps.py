@@ -23,7 +23,7 @@ from agnt5.replay.protocol import StepAsk
 from agnt5.threads import StepThreads
 from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.partition.stopping import stopped
-from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded
+from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded, make_step_succeeded
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.model import Pending, Run
@@ -306,7 +306,7 @@ class _Attempt:
                     f"the result of step {ask.name!r} has {len(result):,} bytes as JSON; at most "
                     f"{owner._max_payload:,} are kept (AGNT5_MAX_PAYLOAD_BYTES). Store it elsewhere and return where"
                 )
-            record = StepSucceeded(run.run_id, ask.path, self.number, result, claim)
+            record = make_step_succeeded(run.run_id, ask.path, self.number, result, claim)
         except asyncio.CancelledError as e:
             if owner._running.get((run.run_id, ask.path)) is not self or owner._closed:
                 raise

@@ -8,7 +8,7 @@ bytes, long, boolean, and unions with null. Tests hold it to fastavro's bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from itertools import groupby
 from typing import Any
 
@@ -19,24 +19,28 @@ _MORE = [bytes((z & 127 | 128, z >> 7 | 128)) for z in range(1 << 14)]
 
 
 def _long(n: int) -> bytes:
+    """One that is not among `_LONGS`."""
     z = (n << 1) ^ (n >> 63)
-    if z < 1 << 14:
-        return _LAST[z]
-    if z < 1 << 28:
-        return _MORE[z & 0x3FFF] + _LAST[z >> 14]
-    if z < 1 << 42:  # digests, times in milliseconds
-        return _MORE[z & 0x3FFF] + _MORE[z >> 14 & 0x3FFF] + _LAST[z >> 28]
-    return _MORE[z & 0x3FFF] + _MORE[z >> 14 & 0x3FFF] + _MORE[z >> 28 & 0x3FFF] + _rest(z >> 42)
+    found = b""
+    while z >= 1 << 14:
+        found += _MORE[z & 0x3FFF]
+        z >>= 14
+    found += _LAST[z]
+    if len(_LONGS) >= _MOST_LONGS:
+        _LONGS.clear()
+    _LONGS[n] = found
+    return found
 
 
-def _rest(z: int) -> bytes:
-    return _LAST[z] if z < 1 << 14 else _MORE[z & 0x3FFF] + _LAST[z >> 14]
+_LONGS: dict[int, bytes] = {}
+"""Most long numbers come again at once: the time of a batch of records, the digest of an input."""
+_MOST_LONGS = 10_000
 
 
 def _string(s: str) -> bytes:
     """One that is not among `_STRINGS`."""
     data = s.encode()
-    found = _long(len(data)) + data
+    found = _size(data) + data
     if len(data) <= _SHORT:
         if len(_STRINGS) >= _MOST_STRINGS:
             _STRINGS.clear()
@@ -48,6 +52,11 @@ _STRINGS: dict[str, bytes] = {}
 """Most strings come again at once: names, paths, the ID of a run in each of its rows."""
 _MOST_STRINGS = 10_000
 _SHORT = 100
+
+
+def _size(things: Sized) -> bytes:
+    size = len(things)
+    return _LAST[size << 1] if size < 1 << 13 else _long(size)
 
 
 def _bytes(data: bytes) -> bytes:
@@ -63,9 +72,11 @@ def compiled(schema: Any, header: bytes) -> Callable[[Any], bytes]:
     """A function from a NamedTuple with the schema's fields, in their order, to `header` and the Avro body."""
     names: dict[str, Any] = {
         "_long": _long,
+        "_longs": _LONGS,
         "_last": _LAST,
         "_strings": _STRINGS,
         "_string": _string,
+        "_size": _size,
         "_bytes": _bytes,
         "_boolean": _boolean,
         "_join": b"".join,
@@ -118,7 +129,7 @@ def _expression(schema: Any, value: str, names: dict[str, Any]) -> str:
     """Python that encodes the variable (or attribute) `value`."""
     match schema:
         case "long":
-            return f"(_last[{value} << 1] if 0 <= {value} < 8192 else _long({value}))"
+            return f"(_last[{value} << 1] if 0 <= {value} < 8192 else _longs.get({value}) or _long({value}))"
         case "string":
             return f"(_strings.get({value}) or _string({value}))"
         case "bytes" | "boolean":
@@ -127,11 +138,11 @@ def _expression(schema: Any, value: str, names: dict[str, Any]) -> str:
             return f'(b"\\0" if {value} is None else b"\\2" + {_expression(inner, value, names)})'
         case {"type": "array", "items": inner}:
             item = _expression(inner, "x", names)
-            return f'(_long(len({value})) + b"".join([{item} for x in {value}]) + b"\\0" if {value} else b"\\0")'
+            return f'(_size({value}) + _join([{item} for x in {value}]) + b"\\0" if {value} else b"\\0")'
         case {"type": "map", "values": inner}:
             item = _expression(inner, "x", names)
             pairs = f"_join([_string(k) + {item} for k, x in {value}.items()])"
-            return f'(_long(len({value})) + {pairs} + b"\\0" if {value} else b"\\0")'
+            return f'(_size({value}) + {pairs} + b"\\0" if {value} else b"\\0")'
         case {"type": "record", "name": name}:
             return f"_record_{name.rpartition('.')[2]}({value})"
         case str():

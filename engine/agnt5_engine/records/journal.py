@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from agnt5.replay.making import maker
+
 # ------------------------------------------------------------------ ownership
 
 
@@ -103,6 +105,9 @@ class StepSucceeded(NamedTuple):
     attempt: int
     result: bytes
     claim: int | None
+
+
+make_step_succeeded = maker(StepSucceeded)
 
 
 class StepFailed(NamedTuple):

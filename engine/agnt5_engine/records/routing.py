@@ -21,12 +21,9 @@ _ID = re.compile(r"[a-z0-9.]{1,200}")
 
 def digest(*parts: str | bytes, length: int = 26) -> str:
     """`length` base32 characters (a-z, 2-7; 5 bits each) of the SHA-256 of the parts, each length-prefixed."""
-    h = sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        h.update(len(data).to_bytes(4, "big"))
-        h.update(data)
-    return _base32(h.digest(), length)
+    given = [part.encode() if isinstance(part, str) else part for part in parts]
+    data = b"".join([len(part).to_bytes(4, "big") + part for part in given])
+    return _base32(sha256(data).digest(), length)
 
 
 def _base32(data: bytes, length: int) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from agnt5.replay.making import maker
+
 
 class AskNote(NamedTuple):
     """Something a run asked for, as its history tells it."""
@@ -17,6 +19,9 @@ class AskNote(NamedTuple):
     kind: str
     name: str
     data: bytes | None  # of a question: what was asked
+
+
+make_ask_note = maker(AskNote)
 
 
 class Read(NamedTuple):
@@ -51,6 +56,9 @@ class HistoryRow(NamedTuple):
     asks: list[AskNote]
 
 
+make_history_row = maker(HistoryRow)
+
+
 class Signal(NamedTuple):
     """A signal that nobody has waited for yet."""
 
@@ -64,6 +72,9 @@ class Held(NamedTuple):
     offset: int
     time: int
     value: bytes
+
+
+make_held = maker(Held)
 
 
 class Parent(NamedTuple):

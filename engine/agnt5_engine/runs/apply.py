@@ -40,7 +40,7 @@ from agnt5_engine.records.journal import (
     UserStateAsked,
 )
 from agnt5_engine.records.routing import routing_key
-from agnt5_engine.records.rows import Held
+from agnt5_engine.records.rows import Held, make_held
 from agnt5_engine.runs import activate, results
 from agnt5_engine.runs.activate import park
 from agnt5_engine.runs.ask import ask_pending
@@ -73,7 +73,7 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
     claim = getattr(record, "claim", None)
     if claim is not None and claim < state.claim:
         return
-    held = Held(offset, state.now, b"")
+    held = make_held(offset, state.now, b"")
     if not isinstance(record, _OF_NO_RUN):
         feed(state, held, record)
     elif isinstance(record, Delivered):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from agnt5.replay.making import maker
 from agnt5.replay.protocol import UserAsk
 from agnt5_engine.records.avro import decode, encode, head
 from agnt5_engine.records.routing import routing_key
@@ -31,6 +32,9 @@ class Row(NamedTuple):
     of: Any = None  # what the value encodes, or (of a deleted pending row) the Pending; None where only bytes are known
 
 
+make_row = maker(Row)
+
+
 def changes(state: PartitionState) -> list[Row]:
     """What a checkpoint writes: what has changed, and so much of what is forgotten that it keeps pace with that."""
     rows = collect(state)
@@ -44,22 +48,22 @@ def collect(state: PartitionState) -> list[Row]:
     for run in state.dirty_runs.values():
         _run_rows(run, rows)
     for session in state.dirty_sessions.values():
-        rows.append(Row(table.session_row_key(session.key), encode(session_row(session))))
+        rows.append(make_row(table.session_row_key(session.key), encode(session_row(session))))
     for user in state.dirty_users.values():
-        rows.append(Row(table.user_row_key(user.user_id), encode(user_row(user))))
+        rows.append(make_row(table.user_row_key(user.user_id), encode(user_row(user))))
     for id in state.dirty_outbox:
         row = state.outbox.get(id)
         if row is not None:
-            rows.append(Row(table.outbox_key(id), encode(row)))
+            rows.append(make_row(table.outbox_key(id), encode(row)))
             state.stored_outbox.add(id)
         elif id in state.stored_outbox:  # else posted and delivered since the last checkpoint: nothing to delete
-            rows.append(Row(table.outbox_key(id), None))
+            rows.append(make_row(table.outbox_key(id), None))
             state.stored_outbox.discard(id)
     for run_id in state.dirty_cancels:
         cancel = state.early_cancels[run_id]
-        rows.append(Row(table.early_cancel_key(run_id), encode(cancel) if cancel is not None else None))
+        rows.append(make_row(table.early_cancel_key(run_id), encode(cancel) if cancel is not None else None))
     for key in state.dirty_schedules:
-        rows.append(Row(table.schedule_key(key), encode(state.schedules[key])))
+        rows.append(make_row(table.schedule_key(key), encode(state.schedules[key])))
     state.dirty_runs, state.dirty_sessions, state.dirty_users = {}, {}, {}
     state.dirty_outbox, state.dirty_cancels, state.dirty_schedules = {}, {}, {}
     return rows
@@ -74,23 +78,23 @@ def _run_rows(run: Run, rows: list[Row]) -> None:
         run.replaces = None
     if run.head_changed or not run.stored or alone:
         head = run_row(run, inline=inline)
-        rows.append(Row(table.run_key(run_id), encode(head), head))
+        rows.append(make_row(table.run_key(run_id), encode(head), head))
         run.head_changed = False
     if not inline:
         rows.extend(
-            Row(table.history_key(run_id, i), encode(run.history[i])) for i in range(run.saved, len(run.history))
+            make_row(table.history_key(run_id, i), encode(run.history[i])) for i in range(run.saved, len(run.history))
         )
         run.saved = len(run.history)
     for path, gone in run.gone.items():
         if path not in run.pending:
-            rows.append(Row(table.pending_key(run_id, path), None, gone))
+            rows.append(make_row(table.pending_key(run_id, path), None, gone))
         elif isinstance(gone.ask, UserAsk):  # asked again: it has another place among the questions
-            rows.append(Row(table.asked_key(gone.asked_at, table.pending_key(run_id, path)[1:]), None))
+            rows.append(make_row(table.asked_key(gone.asked_at, table.pending_key(run_id, path)[1:]), None))
     run.gone = {}
     for path, p in run.pending.items():
         if not p.saved:
             row = pending_row(run_id, path, p)
-            rows.append(Row(table.pending_key(run_id, path), encode(row), row))
+            rows.append(make_row(table.pending_key(run_id, path), encode(row), row))
             p.saved = p.stored = True
     run.stored = True
 

@@ -30,9 +30,9 @@ from agnt5.replay.protocol import (
     ask_key,
 )
 from agnt5_engine.records.journal import RunFinished, RunRetried
-from agnt5_engine.records.rows import AskNote, HistoryRow, Mark, Read
+from agnt5_engine.records.rows import AskNote, HistoryRow, Mark, Read, make_ask_note, make_history_row
 from agnt5_engine.runs import history as h
-from agnt5_engine.runs.effects import Abandon, Append, Execute, Moved, SetTimer
+from agnt5_engine.runs.effects import Abandon, Append, Moved, SetTimer, make_execute
 from agnt5_engine.runs.model import DEADLINE, END, SIGNAL, Cause, EndAsk, Pending, Run
 from agnt5_engine.runs.outbox import post_child, post_emit, post_tell, post_user_state, withdraw_child
 from agnt5_engine.runs.state import PartitionState
@@ -58,7 +58,8 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
     value: bytes | None = None
     error: ErrorInfo | None = None
     match event:
-        case Resolved(path, value):
+        case Resolved():
+            path, value = event
             what = h.KEPT if cause.kept else h.RESOLVED
             state.drop_pending(run, path)
             if kind == SIGNAL and not cause.kept:
@@ -88,7 +89,7 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
             notes.append(note)
     for gone in turn.withdrawn:
         _withdraw(state, run, gone)
-    row = HistoryRow(
+    row = make_history_row(
         run.seq, time, what if not cause.again else h.KEPT, path, kind, name, cause.attempt, cause.digest, value,
         error.type if error else None, error.message if error else None, error.traceback if error else None,
         error.step if error else None, cause.by,
@@ -146,8 +147,8 @@ def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote | Non
     match ask:
         case StepAsk():
             run.pending[ask.path] = Pending(ask, time)
-            effects.append(Execute(run.run_id, ask.path))
-            return AskNote(ask.path, "step", ask.name, None)
+            effects.append(make_execute(run.run_id, ask.path))
+            return make_ask_note(ask.path, "step", ask.name, None)
         case SleepAsk(due=due):
             effects.append(SetTimer(due, run.run_id, ask.path))
         case UserAsk(due=due):
@@ -209,7 +210,8 @@ def _end(state: PartitionState, run: Run, turn: Turn, time: int) -> None:
     record: RunFinished | RunRetried
     rid, claim = run.run_id, state.claim
     match turn.outcome:
-        case Completed(output):
+        case Completed():
+            (output,) = turn.outcome
             record = RunFinished(rid, run.attempt, "completed", output, None, None, None, None, claim)
         case Errored(e):
             workflow = state.code.workflow(run.workflow)

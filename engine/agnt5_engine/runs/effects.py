@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
+from agnt5.replay.making import maker
 from agnt5.replay.protocol import InPlaceCall
 from agnt5_engine.records.journal import JournalRecord
 from agnt5_engine.runs.model import Pending
@@ -18,6 +19,9 @@ class Execute(NamedTuple):
 
     run_id: str
     path: str
+
+
+make_execute = maker(Execute)
 
 
 class Abandon(NamedTuple):

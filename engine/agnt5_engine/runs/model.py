@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from agnt5.replay.activation import Activation
+from agnt5.replay.making import maker
 from agnt5.replay.protocol import (
     Ask,
     EntryKey,
@@ -237,6 +238,9 @@ class Cause(NamedTuple):
     command_id: str | None = None
     again: bool = False
     kept: bool = False  # the event is the result of an earlier attempt
+
+
+make_cause = maker(Cause)
 
 
 class OpenTurn:

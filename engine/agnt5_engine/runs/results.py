@@ -17,6 +17,7 @@ from agnt5.replay.protocol import (
     UserStateAsk,
     WriteAsk,
     ask_key,
+    make_resolved,
 )
 from agnt5_engine.records.journal import (
     ChildFinished,
@@ -34,7 +35,7 @@ from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.commit import moved
 from agnt5_engine.runs.effects import Append, Execute, SetTimer
-from agnt5_engine.runs.model import Cause, Run
+from agnt5_engine.runs.model import Cause, Run, make_cause
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.runs.writes import changed, is_locked, refused, state_written
 
@@ -60,7 +61,8 @@ def _hold(state: PartitionState, run: Run, held: Held) -> None:
 def step_succeeded(state: PartitionState, held: Held, r: StepSucceeded) -> None:
     run = open_run(state, held, r)
     if run is not None and (p := run.pending.get(r.path)) is not None and isinstance(p.ask, StepAsk):
-        advance(state, run, Cause(held, Resolved(r.path, r.result), "step", p.ask.name, p.digest, r.attempt))
+        event = make_resolved(r.path, r.result)
+        advance(state, run, make_cause(held, event, "step", p.ask.name, p.digest, r.attempt))
 
 
 def replied(state: PartitionState, held: Held, r: Replied) -> None:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from agnt5.replay.making import maker
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -34,6 +36,9 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+make_message = maker(Message)
 
 
 class Ack(NamedTuple):

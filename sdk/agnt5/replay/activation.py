@@ -246,13 +246,13 @@ class Activation:
                 self.root.cancel(event.reason)
             return
         entry = self.open.pop(event.path, None)
+        if entry is None:
+            raise self.does_not_fit(mismatch.unexpected_event(self, event.path, past))
         match event:
-            case _ if entry is None:
-                raise self.does_not_fit(mismatch.unexpected_event(self, event.path, past))
-            case Resolved(value=value):
-                entry.resolved(value)
-            case Failed(error=error):
-                entry.failed(error)
+            case Resolved():
+                entry.resolved(event.value)
+            case Failed():
+                entry.failed(event.error)
             case TimedOut():
                 entry.timed_out()
 

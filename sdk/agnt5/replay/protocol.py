@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from agnt5.replay.making import maker
+
 
 class ErrorInfo(NamedTuple):
     """A failure as data: what crosses the log when an exception cannot."""
@@ -35,6 +37,9 @@ class StepAsk(NamedTuple):
     function: str | None  # registered name; None: only `Activation.callable(path)` has it (closure, coroutine)
     input: bytes  # {"args": [...], "kwargs": {...}}; b"" when function is None
     options: bytes | None = None  # StepOptions as JSON where they differ from the function's own
+
+
+make_step_ask = maker(StepAsk)
 
 
 class SleepAsk(NamedTuple):
@@ -128,6 +133,9 @@ Ask: TypeAlias = StepAsk | SleepAsk | UserAsk | SignalAsk | ChildAsk | WriteAsk 
 class Resolved(NamedTuple):
     path: str
     value: bytes
+
+
+make_resolved = maker(Resolved)
 
 
 class Failed(NamedTuple):
@@ -277,11 +285,15 @@ def ask_digest(ask: Ask) -> int:
     """CRC-32 of what was asked: the input of a step or child, the changes of a write, the question, what is sent; 0
     for waits. A failed run that goes on again reuses a result only when this matches too."""
     match ask:
-        case StepAsk(input=data) | ChildAsk(input=data) | WriteAsk(changes=data) | UserStateAsk(changes=data):
-            return zlib.crc32(data)
-        case EmitAsk(value=data) | TellChildAsk(payload=data):
-            return zlib.crc32(data)
-        case UserAsk(question=question):
-            return zlib.crc32(question.encode())
+        case StepAsk() | ChildAsk():
+            return zlib.crc32(ask.input)
+        case WriteAsk() | UserStateAsk():
+            return zlib.crc32(ask.changes)
+        case EmitAsk():
+            return zlib.crc32(ask.value)
+        case TellChildAsk():
+            return zlib.crc32(ask.payload)
+        case UserAsk():
+            return zlib.crc32(ask.question.encode())
         case _:
             return 0

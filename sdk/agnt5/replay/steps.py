@@ -15,7 +15,7 @@ from agnt5.function import Function, plain_function
 from agnt5.functioncontext import FunctionContext
 from agnt5.replay.entries import Entry, Site, UsedUp
 from agnt5.replay.pending import Pending
-from agnt5.replay.protocol import StepAsk
+from agnt5.replay.protocol import StepAsk, make_step_ask
 
 if TYPE_CHECKING:
     from agnt5.replay.activation import Activation
@@ -84,7 +84,7 @@ def _function(
         function.check_call(args, kwargs)
         return _local(activation, path, name, LocalCall(function, args, kwargs), site, function.policy.to_json())
     data = activation.checked(function.encode_input(args, kwargs), f"the input of step {name!r}")
-    ask = StepAsk(path or activation.branch().take(), name, function.name, data, function.ask_options)
+    ask = make_step_ask(path or activation.branch().take(), name, function.name, data, function.ask_options)
     return Entry(activation, ask, site, function.decode_result)
 
 
