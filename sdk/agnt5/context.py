@@ -264,6 +264,7 @@ class WorkflowContext:
         `{"id", "label"}` each. `timeout` (seconds): TimeoutError after it."""
         due = None if timeout is None else self._due(timeout, "timeout")
         ask = make_question("", question, input_type, options, allow_custom, skippable, due)
+        self._activation.checked(ask.question.encode() + ask.options, "the question with its options")
         return Entry(self._activation, ask._replace(path=self._activation.branch().take()), caller())
 
     def wait_for_signal(self, name: str, type: Any = None, timeout: float | timedelta | None = None) -> Awaitable[Any]:
@@ -303,8 +304,12 @@ class WorkflowContext:
             (check_text(str(name), "a header's name"), _bytes(held, f"header {name!r}"))
             for name, held in (headers or {}).items()
         )
-        ask = EmitAsk(self._activation.branch().take(), topic, data, None if key is None else _bytes(key, "key"), sent)
-        return Entry(self._activation, ask, caller(), None)
+        named = None if key is None else _bytes(key, "key")
+        beside = b"".join([named or b"", *(name.encode() + held for name, held in sent)])
+        self._activation.checked(beside, f"the key of the event for topic {topic!r}, with its headers,")
+        return Entry(
+            self._activation, EmitAsk(self._activation.branch().take(), topic, data, named, sent), caller(), None
+        )
 
     # ------------------------------------------------------------------ the same in every replay
 

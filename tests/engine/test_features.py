@@ -536,3 +536,17 @@ async def test_a_run_that_undoes_what_it_did_is_not_disturbed_when_it_is_cancell
     assert (await asyncio.wait_for(asyncio.gather(*told, return_exceptions=True), 10))[0] is None
     assert (await engine.processor.finished(run_id)).status == "cancelled"
     assert (await engine.run("was_undone", session_id="s")).output is True
+
+
+@workflow
+async def long_winded(ctx: WorkflowContext) -> str:
+    try:
+        await ctx.wait_for_user("x" * 6_000_000)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+async def test_a_question_that_is_too_large_is_refused_where_it_is_asked(engine: Engine) -> None:
+    run_id = await engine.submit("long_winded")
+    assert "AGNT5_MAX_PAYLOAD_BYTES" in (await asyncio.wait_for(engine.processor.finished(run_id), 10)).output

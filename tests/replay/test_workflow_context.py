@@ -1044,6 +1044,27 @@ async def test_text_that_no_record_can_hold_fails_its_run_and_nothing_else(call:
             await env.run(quotes)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ctx, long: ctx.wait_for_user(long),
+        lambda ctx, long: ctx.wait_for_user("?", "select", options=[long]),
+        lambda ctx, long: ctx.emit("topic", 1, headers={"h": long}),
+        lambda ctx, long: ctx.emit("topic", 1, key=long),
+    ],
+)
+async def test_a_question_or_header_that_no_row_can_hold_fails_its_run_and_not_its_partition(call: Any) -> None:
+    @workflow
+    async def quotes(ctx: WorkflowContext) -> None:
+        await call(ctx, "x" * 6_000_000)
+
+    async with TestEnvironment() as env:
+        handle = await env.start(quotes)
+        assert handle.status == "failed"
+        with pytest.raises(RunError, match="AGNT5_MAX_PAYLOAD_BYTES"):
+            await handle.result()
+
+
 @workflow
 async def silent(ctx: WorkflowContext) -> None: ...
 
