@@ -195,6 +195,14 @@ def _clip_start(text: str, limit: int) -> str:
 # ------------------------------------------------------------------ data -> exception
 
 
+def is_final(info: ErrorInfo) -> bool:
+    """Whether a run that failed like this is not to be retried: as FatalError, and input that did not fit, say."""
+    if info.type in (type_name(FatalError), type_name(InputError)):
+        return True
+    original = _import_exception(info.type)
+    return original is not None and issubclass(original, (FatalError, InputError))
+
+
 def step_error(info: ErrorInfo) -> Exception:
     """A `StepError` that is also an instance of the original exception's type, where that can be imported."""
     return _rebuild(StepError, info)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from agnt5 import FunctionContext, WorkflowContext, function, workflow
+from agnt5 import FatalError, FunctionContext, WorkflowContext, function, workflow
 from agnt5.types import event
 from agnt5_engine.ports import Refused
 from agnt5_engine.runs.checkpoint import forget_clean
@@ -550,3 +550,29 @@ async def long_winded(ctx: WorkflowContext) -> str:
 async def test_a_question_that_is_too_large_is_refused_where_it_is_asked(engine: Engine) -> None:
     run_id = await engine.submit("long_winded")
     assert "AGNT5_MAX_PAYLOAD_BYTES" in (await asyncio.wait_for(engine.processor.finished(run_id), 10)).output
+
+
+class CardInputError(ValueError):
+    """Not the engine's InputError."""
+
+
+class CardDeclined(FatalError):
+    """Never tried again."""
+
+
+@function
+async def charges(fatal: bool) -> None:
+    CALLS.append("charged")
+    raise CardDeclined("no money") if fatal else CardInputError("a digit is missing")
+
+
+@workflow(retries=1)
+async def charged_again(ctx: WorkflowContext, fatal: bool) -> None:
+    await ctx.step(charges.options(retries=1), fatal)
+
+
+async def test_only_what_is_fatal_keeps_a_failed_run_from_its_retries(engine: Engine) -> None:
+    for fatal, times in ((False, 2), (True, 1)):
+        CALLS.clear()
+        run = await engine.run("charged_again", b'{"fatal":%s}' % str(fatal).lower().encode())
+        assert (run.status, len(CALLS)) == ("failed", times)

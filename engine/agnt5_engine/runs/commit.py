@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from agnt5.errors import is_final
 from agnt5.replay.protocol import (
     Ask,
     Cancelled,
@@ -216,7 +217,7 @@ def _end(state: PartitionState, run: Run, turn: Turn, time: int) -> None:
         case Errored(e):
             workflow = state.code.workflow(run.workflow)
             retries = workflow.retries if workflow is not None else 0
-            if run.attempt < retries and run.cancelled is None and not e.type.endswith(("FatalError", "InputError")):
+            if run.attempt < retries and run.cancelled is None and not is_final(e):
                 record = RunRetried(rid, run.attempt + 1, e.type, e.message, e.traceback, e.step, claim)
             else:
                 record = RunFinished(rid, run.attempt, "failed", None, e.type, e.message, e.traceback, e.step, claim)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agnt5.client.models import ErrorDetail, Run, Trigger, Waiting, at
 from agnt5.codec import decode_plain, encode_plain
-from agnt5.errors import NonDeterminismError, StepTimeout, error_info, short_type
+from agnt5.errors import NonDeterminismError, StepTimeout, error_info, is_final, short_type
 from agnt5.execute import bounded, execute
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
@@ -245,9 +245,7 @@ class TestRun:
 
     def _again(self, error: ErrorInfo) -> bool:
         """Retry the whole run, as often as the workflow says."""
-        if self.info.attempt >= self.workflow.retries or self._cancelled is not None:
-            return False
-        if short_type(error.type) in ("FatalError", "InputError"):
+        if self.info.attempt >= self.workflow.retries or self._cancelled is not None or is_final(error):
             return False
         self._go_on()
         return True
