@@ -28,6 +28,7 @@ async def execute(
     function raises, InputError for input that its annotations refuse, EncodeError for a result that cannot be kept,
     and StepTimeout after `timeout_ms`."""
     args, kwargs = function.decode_input(input)
+    encode = function.codec.encode  # before anything is done: the return annotation may be one that cannot be used
     if function.takes_ctx:
         args.insert(0, ctx)
     timeout_ms = (function.policy if options is None else options).timeout_ms
@@ -38,7 +39,7 @@ async def execute(
         call = fn(*args, **kwargs) if function.is_async else run_in_thread(fn, args, kwargs, threads, ctx)
         value = await bounded(call, timeout_ms, function.name, ctx)
     try:
-        return function.encode_result(value)
+        return encode(value)
     except EncodeError as error:
         raise EncodeError(f"the result of function {function.name!r} cannot be kept: {error}") from None
 

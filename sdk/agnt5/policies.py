@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic_core import from_json, to_json
 
-from agnt5.errors import EncodeError, FatalError, InputError, type_name
+from agnt5.errors import DefinitionError, EncodeError, FatalError, InputError, type_name
 
 BackoffType = Literal["exponential", "linear", "constant"]
 JITTER = 0.1
@@ -88,7 +88,7 @@ class StepOptions:
 
     def retryable(self, exc: BaseException, attempt: int) -> bool:
         """Whether attempt number `attempt` (from 1), which failed with `exc`, is followed by another."""
-        if attempt >= self.max_attempts or isinstance(exc, (FatalError, EncodeError, InputError)):
+        if attempt >= self.max_attempts or isinstance(exc, (FatalError, EncodeError, InputError, DefinitionError)):
             return False  # a value that cannot be kept will not be one the next time, nor input that did not fit fit
         if self.retry_on is None:
             return isinstance(exc, Exception)

@@ -29,6 +29,7 @@ from agnt5 import (
 from agnt5.execute import execute, execute_local
 from agnt5.function import current_activation, plain_function
 from agnt5.policies import StepOptions
+from agnt5.replay.steps import LocalCall
 from agnt5.testing import TestEnvironment
 from agnt5.threads import StepThreads
 
@@ -439,6 +440,25 @@ def test_an_annotation_that_cannot_be_resolved_is_named_with_its_place() -> None
         fetch.decode_input(b'{"args":[1],"kwargs":{}}')
     with pytest.raises(DefinitionError, match="Nowhere"):
         fetch.encode_result(1)
+
+
+async def test_a_function_whose_result_could_not_be_kept_anyway_is_not_called() -> None:
+    called: list[str] = []
+
+    @function
+    async def charge() -> threading.Event:
+        called.append("async")
+        return threading.Event()
+
+    def plain() -> Nowhere:  # type: ignore[name-defined]  # noqa: F821
+        called.append("plain")
+
+    with pytest.raises(DefinitionError) as refused:
+        await execute(charge, charge.encode_input((), {}), ctx())
+    assert not charge.policy.retryable(refused.value, 1)
+    with pytest.raises(DefinitionError, match="Nowhere"):
+        await LocalCall(plain_function(plain), (), {}).run()
+    assert called == []
 
 
 def test_names_of_types_may_be_defined_after_the_function_and_inside_another() -> None:

@@ -144,10 +144,11 @@ class LocalCall:
         function = self.function
         if ctx is None:
             ctx = FunctionContext(name=function.name)
+        encode = function.codec.encode  # before anything is done, as in `execute`
         call = function.invoke(ctx, self.args, self.kwargs)
         value = await bounded(call, function.policy.timeout_ms, function.name, ctx)
         try:
-            return function.encode_result(value)
+            return encode(value)
         except EncodeError as error:
             raise EncodeError(f"the result of step {function.name!r} cannot be kept: {error}") from None
 
