@@ -17,6 +17,7 @@ from agnt5.codec import Codec, check_text, encode_plain
 from agnt5.errors import DefinitionError, EncodeError, InputError
 from agnt5.function import Function
 from agnt5.policies import LONGEST_MS
+from agnt5.replay.protocol import RUN_ID
 from agnt5.signature import Declaration, enclosing_names, place
 from agnt5.types import CronTrigger, EventTrigger, EveryTrigger, TriggerSpec, WebhookTrigger
 
@@ -168,6 +169,8 @@ class Workflow(Generic[R]):
                 raise ValueError(f"{what} must be text, not {given!r}")
             if given is not None:
                 check_text(given, what)
+        if id is not None and not RUN_ID.fullmatch(id):
+            raise ValueError(f"id {id!r}: a letter or digit first, then letters, digits, '.', '_' and '-'; at most 200")
         if detached is not None and not isinstance(detached, bool):
             raise TypeError(f"detached must be True or False, not {detached!r}")
         old = self.child

@@ -576,3 +576,27 @@ async def test_only_what_is_fatal_keeps_a_failed_run_from_its_retries(engine: En
         CALLS.clear()
         run = await engine.run("charged_again", b'{"fatal":%s}' % str(fatal).lower().encode())
         assert (run.status, len(CALLS)) == ("failed", times)
+
+
+@workflow
+async def asks_for(ctx: WorkflowContext) -> list:
+    return [await ctx.wait_for_signal("go"), await ctx.wait_for_user("Sure?")]
+
+
+@workflow
+async def names_its_child(ctx: WorkflowContext) -> str:
+    return (await ctx.start(asks_for.options(id="Order_7-b"))).run_id
+
+
+async def test_a_child_is_reached_by_the_id_that_its_parent_gave_it(engine: Engine) -> None:
+    assert (await engine.run("names_its_child")).output == "Order_7-b"
+
+    async def waits() -> bool:
+        return any(run.run_id == "Order_7-b" for run in (await engine.processor.runs()).items)
+
+    await engine.until(waits)
+    assert (await engine.processor.run("Order_7-b")).workflow == "asks_for"
+    await engine.processor.signal("Order_7-b", "go", 1, None)
+    await engine.restart(crash=True)
+    await engine.processor.answer("Order_7-b", "yes", None, "ann")
+    assert (await asyncio.wait_for(engine.processor.finished("Order_7-b"), 10)).output == [1, "yes"]

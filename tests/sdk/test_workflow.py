@@ -270,7 +270,7 @@ def test_child_options_are_kept_apart_from_the_definition() -> None:
     assert tuple(child.child) == ("order-7", "s", "u", True)
     assert tuple(flow.child) == (None, None, None, False)
     assert (child.name, child.fn) == (flow.name, flow.fn)
-    for wrong in ({"id": ""}, {"session_id": 3}):
+    for wrong in ({"id": ""}, {"id": "order/7"}, {"id": "é"}, {"id": "-7"}, {"id": "o" * 201}, {"session_id": 3}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             flow.options(**wrong)
     with pytest.raises(TypeError, match="detached"):

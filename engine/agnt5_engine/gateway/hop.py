@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from starlette.requests import Request
 
 from agnt5_engine.gateway.problems import ProblemError
+from agnt5_engine.records.routing import is_run_id
 from agnt5_engine.settings import Settings
 
 HEADER = "agnt5-hop"
-_RUN_ID = re.compile(r"[a-z0-9.]{1,200}")
 
 
 class Hop(NamedTuple):
@@ -49,7 +48,7 @@ class HopSigner:
         run_id, _, workflow = pinned.partition(" ")
         expected = self._signature(pinned, request.scope["path"]).encode()
         genuine = hmac.compare_digest(signature.encode("latin-1", "replace"), expected)
-        if not genuine or not (run_id == "-" or _RUN_ID.fullmatch(run_id)):
+        if not genuine or not (run_id == "-" or is_run_id(run_id)):
             detail = f"The header {HEADER} is for processors of one group, which all have the same AGNT5_API_KEYS."
             raise ProblemError(403, "forged-hop", detail)
         return Hop(None if run_id == "-" else run_id, None if workflow in ("-", "") else unquote(workflow))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -19,12 +18,11 @@ from agnt5_engine.gateway.routing import answers, header, json_input, router, sh
 from agnt5_engine.gateway.starting import named_header
 from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, UnknownRun
+from agnt5_engine.records.routing import is_run_id
 
 ENVELOPE_BYTES = 4096
 """What a command's body may hold besides its payload."""
 LONGEST_WAIT = 86_400.0
-
-_RUN_ID = re.compile(r"[a-z0-9.]{1,200}")
 
 RunId = Annotated[str, Path(description="The run's ID.")]
 Wait = Annotated[
@@ -204,7 +202,7 @@ def routes(gateway: Gateway) -> APIRouter:
 
 def known_form(run_id: str) -> None:
     """Raises ProblemError 404 for what cannot be a run's ID."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise unknown_run(run_id)
 
 

@@ -7,16 +7,16 @@ so a plain Java or aiokafka producer that sends a command with the routing key a
 
 from __future__ import annotations
 
-import re
 import secrets
 from functools import lru_cache
 from hashlib import sha256
 from itertools import count
 from struct import iter_unpack
 
+from agnt5.replay.protocol import RUN_ID
+
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _PAIRS = [one + other for one in _BASE32 for other in _BASE32]
-_ID = re.compile(r"[a-z0-9.]{1,200}")
 
 
 def digest(*parts: str | bytes, length: int = 26) -> str:
@@ -72,7 +72,7 @@ def routing_key(run_id: str) -> str:
 
 
 def is_run_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
+    return RUN_ID.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=1 << 16)

@@ -9,11 +9,15 @@ All times are integers: milliseconds since the Unix epoch, the log's time. All p
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from agnt5.replay.making import maker
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""What a run's ID may be: it stands in URLs, and before a `/` in the IDs that are made from it."""
 
 
 class ErrorInfo(NamedTuple):
