@@ -185,6 +185,13 @@ def apply_changes(values: dict[str, bytes], changes: bytes) -> None:
         values[key] = to_json(value)
 
 
+def changed(current: Values, changes: bytes) -> dict[str, bytes]:
+    """A state after the changes of a WriteAsk or UserStateAsk; the old one stays as it was."""
+    values = dict(current)
+    apply_changes(values, changes)
+    return values
+
+
 class _Now(Operation[Any]):
     """Done the moment it is awaited."""
 

@@ -1065,6 +1065,37 @@ async def test_a_question_or_header_that_no_row_can_hold_fails_its_run_and_not_i
             await handle.result()
 
 
+async def test_a_test_has_the_limits_of_whole_states_that_a_processor_has() -> None:
+    told: list[str] = []
+
+    @workflow
+    async def fills(ctx: WorkflowContext) -> list[list[str]]:
+        for n in range(3):
+            for state in (ctx.session.state, ctx.user.state):
+                for write in (state.set(f"set{n}", "x" * 400), state.update(f"update{n}", lambda _: "x" * 400)):
+                    try:
+                        await write
+                    except ValueError as error:
+                        told.append(str(error))
+        await ctx.wait_for_user("Go on?")
+        for _ in range(4):
+            told.append(await ctx.wait_for_signal("part"))
+        return [await ctx.session.state.keys(), await ctx.user.state.keys()]
+
+    async with TestEnvironment(max_payload=1024) as env:
+        run = await env.start(fills, session_id="s", user_id="u")
+        assert [text.partition("the state of ")[2][:6] for text in told] == ["user u"] * 2 + ["sessio"] + ["user u"] * 2
+        told.clear()
+        for n in range(4):
+            await run.signal("part", str(n) + "x" * 500)
+        with pytest.raises(ValueError, match="4 signals that it has not taken"):
+            await run.signal("part", "x" * 500)
+        await run.answer("yes")
+        assert await run.result() == [["set0", "set1", "set2", "update0", "update1"], ["set0", "update0"]]
+        assert [text[:2] for text in told] == ["0x", "1x", "2x", "3x"]
+        assert env.replay(run).complete
+
+
 @workflow
 async def silent(ctx: WorkflowContext) -> None: ...
 

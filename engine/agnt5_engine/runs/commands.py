@@ -10,6 +10,8 @@ from pydantic_core import from_json, to_json
 
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
 from agnt5.replay.questions import InvalidAnswer, check_answer
+from agnt5.state import changed
+from agnt5.wholes import outgrown, too_many_signals
 from agnt5_engine.records.avro import decode, is_a
 from agnt5_engine.records.journal import (
     CancelRequested,
@@ -28,11 +30,8 @@ from agnt5_engine.runs.model import Cause, Run
 from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
-from agnt5_engine.runs.writes import changed, outgrown, refusal
+from agnt5_engine.runs.writes import refusal
 
-#: Signals that a run has not taken yet may have so many times AGNT5_MAX_PAYLOAD_BYTES: they stand in its row, which is
-#: written whole whenever it changes.
-_SIGNALS = 2
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
 
 
@@ -164,8 +163,8 @@ def signal_sent(state: PartitionState, r: SignalSent) -> None:
     if run.ended or run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
         return
-    if sum(len(signal.payload) for signal in run.signals) + len(r.payload) > _SIGNALS * state.code.max_payload:
-        told = f"run {r.run_id} has {len(run.signals)} signals that it has not taken yet: send it again when it has"
+    waiting = (signal.payload for signal in run.signals)
+    if (told := too_many_signals(r.run_id, waiting, r.payload, state.code.max_payload)) is not None:
         state.verdict(r.command_id, r.run_id, "signals_waiting", told)
         return
     run.commands[r.command_id] = None

@@ -19,6 +19,7 @@ from agnt5.replay.protocol import (
     ask_key,
     make_resolved,
 )
+from agnt5.state import changed
 from agnt5_engine.records.journal import (
     ChildFinished,
     Replied,
@@ -37,7 +38,7 @@ from agnt5_engine.runs.commit import moved
 from agnt5_engine.runs.effects import Append, Execute, SetTimer
 from agnt5_engine.runs.model import Cause, Run, make_cause
 from agnt5_engine.runs.state import PartitionState
-from agnt5_engine.runs.writes import changed, is_locked, refused, state_written
+from agnt5_engine.runs.writes import is_locked, refused, state_written
 
 
 def open_run(state: PartitionState, held: Held, record: RunRecord) -> Run | None:

@@ -7,7 +7,8 @@ from pydantic_core import from_json, to_json
 from agnt5.replay.protocol import (
     WriteAsk,
 )
-from agnt5.state import apply_changes
+from agnt5.state import changed
+from agnt5.wholes import SESSION, outgrown
 from agnt5_engine.records.avro import decode, is_a
 from agnt5_engine.records.journal import Replied, StateWritten
 from agnt5_engine.runs.effects import Append, Effect
@@ -15,27 +16,7 @@ from agnt5_engine.runs.model import Run, Session
 from agnt5_engine.runs.outbox import post_reply
 from agnt5_engine.runs.state import PartitionState
 
-#: A session's state may have so many times AGNT5_MAX_PAYLOAD_BYTES: it stands in one row, with who waits for it.
-_SESSION = 2
 _REFUSED = b'{"refused":'
-
-
-def changed(current: dict[str, bytes], changes: bytes) -> dict[str, bytes]:
-    """A state after the changes of a WriteAsk or UserStateAsk; the old one stays as it was."""
-    values = dict(current)
-    apply_changes(values, changes)
-    return values
-
-
-def outgrown(whose: str, before: dict[str, bytes], after: dict[str, bytes], most: int) -> str | None:
-    """Why a state may not become that: it is kept and read as a whole."""
-    had, size = (sum(len(k) + len(v) for k, v in values.items()) for values in (before, after))
-    if size <= max(most, had):
-        return None
-    return (
-        f"the state of {whose} would have {size:,} bytes; at most {most:,} are kept "
-        "(AGNT5_MAX_PAYLOAD_BYTES). Delete keys, or store it elsewhere and keep where it is"
-    )
 
 
 def refusal(told: str) -> bytes:
@@ -54,7 +35,7 @@ def lock(state: PartitionState, run: Run, ask: WriteAsk) -> None:
     if _was_written(session, run, ask):
         return
     whose, after = f"session {run.session}", changed(session.state, ask.changes)
-    if (told := outgrown(whose, session.state, after, _SESSION * state.code.max_payload)) is not None:
+    if (told := outgrown(whose, session.state, after, SESSION * state.code.max_payload)) is not None:
         post_reply(state, state.applied, run.run_id, ask.path, refusal(told))
         return
     session.lock = (run.run_id, ask.path)

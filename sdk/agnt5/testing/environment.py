@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import time
 from collections import deque
@@ -25,18 +26,22 @@ from agnt5.replay.protocol import (
     Cancelled,
     ChildAsk,
     EmitAsk,
+    ErrorInfo,
     Event,
+    Failed,
     Resolved,
     RunInfo,
     TellChildAsk,
     UserAsk,
     UserStateAsk,
+    WriteAsk,
 )
 from agnt5.replay.questions import check_answer
-from agnt5.state import apply_changes
+from agnt5.state import changed
 from agnt5.testing.handle import Question, RunHandle, question_of
 from agnt5.testing.mocks import Mocks
 from agnt5.testing.run import GoOn, Retry, Signalled, TestRun
+from agnt5.wholes import SESSION, outgrown
 from agnt5.workflow import Workflow
 
 
@@ -202,31 +207,40 @@ class TestEnvironment:
         if ask.command == "cancel":
             self.post(run, Cancelled("cancel"))
         else:
-            run.signal(ask.name, ask.payload)
+            with contextlib.suppress(ValueError):  # it has too many waiting: whoever runs it would not tell either
+                run.signal(ask.name, ask.payload)
 
     # ------------------------------------------------------------------ state and events that leave
 
     def session(self, session_id: str) -> dict[str, bytes]:
         return self._sessions.setdefault(session_id, {})
 
-    def write_session(self, session_id: str, changes: bytes) -> None:
-        apply_changes(self.session(session_id), changes)
+    def write_session(self, session_id: str, ask: WriteAsk) -> Resolved | Failed:
+        """Do what a WriteAsk says; gives what came of it."""
+        before = self.session(session_id)
+        after = changed(before, ask.changes)
+        if (told := outgrown(f"session {session_id}", before, after, SESSION * self.max_payload)) is not None:
+            return Failed(ask.path, ErrorInfo("ValueError", told, "", "ctx.session.state"))
+        self._sessions[session_id] = after
+        return Resolved(ask.path, b"null")
 
     def _user(self, user_id: str) -> tuple[int, dict[str, bytes]]:
         return self._users.setdefault(user_id, (0, {}))
 
-    def user_operation(self, user_id: str, ask: UserStateAsk) -> bytes:
-        """Do what a UserStateAsk says; gives its reply."""
+    def user_operation(self, user_id: str, ask: UserStateAsk) -> Resolved | Failed:
+        """Do what a UserStateAsk says; gives what came of it."""
         version, state = self._user(user_id)
         applied = ask.op == "write" and ask.version in (None, version)
         if applied:
+            before, state = state, changed(state, ask.changes)
+            if (told := outgrown(f"user {user_id}", before, state, self.max_payload)) is not None:
+                return Failed(ask.path, ErrorInfo("ValueError", told, "", "ctx.user.state"))
             version += 1
-            apply_changes(state, ask.changes)
             self._users[user_id] = (version, state)
         reply: dict[str, Any] = {"version": version, "state": {key: decode_plain(v) for key, v in state.items()}}
         if ask.op == "write":
             reply["applied"] = applied
-        return to_json(reply)
+        return Resolved(ask.path, to_json(reply))
 
     def publish(self, run: TestRun, ask: EmitAsk) -> None:
         event_id = f"{run.info.run_id}/{ask.path}"

@@ -116,7 +116,8 @@ class RunHandle:
         await self._env.settle()
 
     async def signal(self, name: str, payload: Any = None) -> None:
-        """Send it a signal; one that comes before it is waited for is kept."""
+        """Send it a signal; one that comes before it is waited for is kept. Raises ValueError when it has too much
+        waiting that it has not taken."""
         self._run.signal(name, encode_plain(payload))
         await self._env.settle()
 

@@ -45,6 +45,7 @@ from agnt5.replay.protocol import (
     ask_key,
 )
 from agnt5.replay.steps import LocalCall
+from agnt5.wholes import too_many_signals
 
 if TYPE_CHECKING:
     from agnt5.testing.environment import TestEnvironment
@@ -286,11 +287,10 @@ class TestRun:
                     env.at(due, self, TimedOut(path))
             case ChildAsk():
                 self._children[ask.path] = env.start_child(self, ask)
-            case WriteAsk(path=path, changes=changes):
-                env.write_session(self.info.session_id, changes)
-                env.post_first(self, Resolved(path, b"null"))
-            case UserStateAsk(path=path):
-                env.post(self, Resolved(path, env.user_operation(self.info.user_id, ask)))
+            case WriteAsk():
+                env.post_first(self, env.write_session(self.info.session_id, ask))
+            case UserStateAsk():
+                env.post(self, env.user_operation(self.info.user_id, ask))
             case EmitAsk(path=path):
                 env.publish(self, ask)
                 env.post(self, Resolved(path, b"null"))
@@ -307,6 +307,10 @@ class TestRun:
             self.env.post(self._children[path], Cancelled("cancel"))
 
     def signal(self, name: str, payload: bytes) -> None:
+        """Raises ValueError when it has too much waiting that it has not taken."""
+        waiting = (held for _, held in self.signals)
+        if (told := too_many_signals(self.info.run_id, waiting, payload, self.env.max_payload)) is not None:
+            raise ValueError(told)
         self.signals.append((name, payload))
         self._match_signals()
 

@@ -1,0 +1,30 @@
+"""What is kept as a whole, and how large it may get: the same in a processor and in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+#: A session's state may have so many times AGNT5_MAX_PAYLOAD_BYTES: it stands in one row, with who waits for it.
+SESSION = 2
+#: Signals that a run has not taken yet may have so many times that: they stand in its row, which the changelog takes up
+#: to four times that.
+SIGNALS = 2
+
+
+def outgrown(whose: str, before: Mapping[str, bytes], after: Mapping[str, bytes], most: int) -> str | None:
+    """Why a state may not become that: it is kept and read as a whole."""
+    had, size = (sum(len(k) + len(v) for k, v in values.items()) for values in (before, after))
+    if size <= max(most, had):
+        return None
+    return (
+        f"the state of {whose} would have {size:,} bytes; at most {most:,} are kept "
+        "(AGNT5_MAX_PAYLOAD_BYTES). Delete keys, or store it elsewhere and keep where it is"
+    )
+
+
+def too_many_signals(run_id: str, waiting: Iterable[bytes], payload: bytes, most: int) -> str | None:
+    """Why a run that has these signals waiting takes no other one now."""
+    sizes = [len(signal) for signal in waiting]
+    if sum(sizes) + len(payload) <= SIGNALS * most:
+        return None
+    return f"run {run_id} has {len(sizes)} signals that it has not taken yet: send it again when it has"
