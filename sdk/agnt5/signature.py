@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
 from agnt5.codec import Codec, codec_for
 from agnt5.errors import DefinitionError
@@ -49,12 +52,13 @@ class Declaration:
         if raw is EMPTY:
             return Any
         if isinstance(raw, type) and not hasattr(raw, "__args__"):
-            return raw
+            return _repeatable(raw)
         inner = inspect.unwrap(self.fn)
         inner = getattr(inner, "func", inner)  # functools.partial
         holder = type("Holder", (), {"__annotations__": {name: raw}})
         try:
-            return get_type_hints(holder, self._globals(inner), self._locals(inner), include_extras=True)[name]
+            hints = get_type_hints(holder, self._globals(inner), self._locals(inner), include_extras=True)
+            return _repeatable(hints[name])
         except NameError as error:
             where = "return annotation" if name == "return" else f"annotation of parameter {name!r}"
             raise DefinitionError(
@@ -85,6 +89,16 @@ class Declaration:
             except ValueError:  # not assigned yet
                 continue
         return names
+
+
+def _repeatable(annotation: Any) -> Any:
+    """`Iterable[X]` as a list: pydantic makes an iterator of it, which can be gone through once and never kept."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if (origin or annotation) is Iterable:
+        return list[args or (Any,)]  # type: ignore[misc]  # made at run time
+    if origin in (Union, UnionType) and (members := tuple(map(_repeatable, args))) != args:
+        return reduce(or_, members)
+    return annotation
 
 
 def _is_ctx(parameter: inspect.Parameter) -> bool:

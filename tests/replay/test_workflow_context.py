@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, cast
@@ -1063,6 +1064,21 @@ async def test_a_question_or_header_that_no_row_can_hold_fails_its_run_and_not_i
         assert handle.status == "failed"
         with pytest.raises(RunError, match="AGNT5_MAX_PAYLOAD_BYTES"):
             await handle.result()
+
+
+async def test_what_is_declared_as_iterable_can_be_gone_through_again_and_handed_on() -> None:
+    @function
+    async def primes(below: Iterable[int] | None) -> Iterable[int]:
+        assert below is not None
+        return [n for n in (2, 3, 5, 7) if n < max(below) and n > min(below)]
+
+    @workflow
+    async def sums(ctx: WorkflowContext, limits: Iterable[int]) -> Iterable[int]:
+        found = await ctx.step(primes, limits)
+        return [sum(found), sum(found), sum(limits), sum(limits)]
+
+    async with TestEnvironment() as env:
+        assert await env.run(sums, limits=[2, 6]) == [8, 8, 8, 8]
 
 
 async def test_a_test_has_the_limits_of_whole_states_that_a_processor_has() -> None:
