@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -246,6 +247,23 @@ async def test_with_no_room_left_nothing_is_acknowledged_and_room_made_writing_g
     assert len(records) == following + 1
     assert records[-1].key == b"after"
     assert following - acked in (0, 10), "of the refused append, all is there or nothing"
+    await log.close()
+
+
+async def test_a_first_start_that_finds_no_room_says_so_and_the_next_in_the_same_process_finds_the_room_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory(tmp_path / "data")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", full)
+        with pytest.raises(RetriableError, match="no room left on the disk"):
+            directory.open()
+    log = directory.open()
+    await made(log, "journal")
     await log.close()
 
 

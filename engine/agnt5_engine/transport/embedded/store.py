@@ -97,7 +97,11 @@ class Store:
         self.directory = directory
         self.path = directory / "log"
         self._lock = Lock(self.path)
-        self._acked = AckedMark(self.path / "ACKED")
+        try:
+            self._acked = AckedMark(self.path / "ACKED")
+        except OSError as error:
+            self._lock.release()
+            raise self.explain(error) from error
         try:
             self.db = self._open()
             self.cluster_id = self._identity()
