@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import pytest
+from aiokafka import errors
 from aiokafka.conn import create_conn
 
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
@@ -155,6 +156,38 @@ async def test_a_broker_that_is_not_there_yet_is_waited_for(own_kafka: Any, fres
     assert (await appended).offset == 0
     assert (await asked)[0] == 0
     await waiting.close()
+
+
+async def test_brokers_that_were_all_replaced_are_found_again_by_whoever_asks_any_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = 1
+
+    class Moving(wire_module.Client):
+        """Of a cluster with one broker, which the servers it was given always lead to."""
+
+        async def bootstrap(self) -> None:
+            self.known = there
+
+        def get_random_node(self) -> int:
+            return self.known
+
+        async def send(self, node: int, request: Any, *, group: Any) -> str:
+            if node != there:
+                raise errors.NodeNotReadyError()
+            return "answered"
+
+        async def force_metadata_update(self) -> bool:
+            return self.known == there
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(wire_module, "Client", Moving)
+    wire = wire_module.Wire(plain("anywhere:9092"), patience=5)
+    assert await wire.ask(None) == "answered"
+    there = 2
+    assert await wire.ask(None) == "answered"
+    await wire.close()
 
 
 async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed_too(

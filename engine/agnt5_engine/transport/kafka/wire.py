@@ -214,6 +214,7 @@ class Wire:
             except errors.KafkaError as error:
                 problem = unless_final(error)
             await attempt.failed(problem)
+            await self.refresh()  # all the brokers known so far may have been replaced by others
 
     # -- where things are
 
