@@ -16,7 +16,7 @@ from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.kafka.produce import Producer
 
 TARGETS = [TopicPartition("t", partition) for partition in range(3)]
-NOT_LEADER, NOT_ENOUGH_REPLICAS, AFTER_APPEND, OUT_OF_ORDER = 6, 19, 20, 45
+NOT_LEADER, TOO_LARGE, NOT_ENOUGH_REPLICAS, AFTER_APPEND, OUT_OF_ORDER = 6, 10, 19, 20, 45
 
 
 class Answer(NamedTuple):
@@ -133,4 +133,37 @@ async def test_whatever_a_broker_does_acknowledged_appends_are_there_once_in_ord
         surely = [value for value in log if value not in unknown]
         assert len(surely) == len(set(surely)) == sum(len(values) for _, values in acked[target]) + 1
         assert log[-1] == b"last"
+    await producer.close()
+
+
+class Strict(Cluster):
+    """It takes no batch that is larger than a few bytes, and does not say how large one may be."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.calm = True
+
+    def _produce(self, node: int, target: TopicPartition, data: bytes) -> tuple[int, int, int]:
+        return (TOO_LARGE, -1, -1) if len(data) > 200 else super()._produce(node, target, data)
+
+
+class Silent(Strict):
+    async def ask(self, request: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+class Closing(Strict):
+    async def ask(self, request: Any) -> Any:
+        raise RetriableError("closed")
+
+
+@pytest.mark.parametrize("cluster", [Silent, Closing])
+async def test_an_append_whose_topic_cannot_be_asked_for_its_limit_is_given_up_for_now_at_its_deadline(
+    cluster: type[Strict],
+) -> None:
+    producer = Producer(cluster(), delivery_timeout=0.3)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        with pytest.raises(RetriableError, match="does not tell just now"):
+            await producer.append(TARGETS[0], [Message(None, bytes(100))] * 2)
+        await producer.append(TARGETS[0], [Message(None, b"small")])
     await producer.close()

@@ -228,8 +228,15 @@ class Producer:
         append = lane.waiting[0]
         topic = lane.target.topic
         try:
-            found = await describe(self._wire, [topic])
+            async with asyncio.timeout(append.deadline - time.monotonic()):
+                found = await describe(self._wire, [topic])
             limit = int(found[topic].config["max.message.bytes"])
+        except (RetriableError, TimeoutError):
+            lane.waiting.popleft()
+            text = f"{lane}: too large as one batch, and Kafka does not tell just now how large one may be"
+            append.fail(RetriableError(text))
+            self._next(lane)
+            return
         except (TransportError, KeyError, ValueError) as error:
             limit, reason = 0, f"and its limit is unknown ({error})"
         else:
