@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import UnsupportedCodecError
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from agnt5_engine import place
 from agnt5_engine.place import PLACE
-from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
-from agnt5_engine.transport.kafka import KafkaLog
+from agnt5_engine.transport.base import BadTopicError, Message, Record, TopicPartition, TransportError
+from agnt5_engine.transport.kafka import KafkaLog, thread
+from agnt5_engine.transport.kafka.batch import BatchWriter
 from tests.kafka.processors import SESSION_TIMEOUT, Child, Processor, make_journal, until
-from tests.kafka.real_log import plain, spec
+from tests.kafka.real_log import everything, made, plain, spec
 
 ALL = {0, 1, 2, 3}
 
@@ -315,3 +318,60 @@ async def test_a_commit_that_comes_while_the_group_is_rearranged_does_not_have_i
     assert 1 <= rearranged <= 2
     committed = [await log.committed(group, TopicPartition(topic, p)) for p in (0, 1)]
     assert min(offset or 0 for offset in committed) > 100, "what was acknowledged meanwhile is committed all the same"
+
+
+async def test_an_event_with_a_header_whose_name_is_not_utf_8_comes_with_its_neighbours(
+    log: KafkaLog, fresh: Any, kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, journal, topic = fresh("g"), fresh("journal"), fresh("topic")
+    await make_journal(log, journal)
+    source = await made(log, topic)
+    build = BatchWriter.bytes
+    monkeypatch.setattr(BatchWriter, "bytes", lambda batch: bytearray(with_checksum(build(batch), b"n\xffme")))
+    await log.append(source, [Message(b"k", b"%d" % n, (("name", b"1"), ("other", None))) for n in range(3)])
+    monkeypatch.undo()
+    await log.append(source, [Message(b"k", b"3")])
+    a = await Processor(kafka, group, journal, "a", triggers=[topic]).start()
+    await until(lambda: len(a.sink.values) == 4)
+    assert a.sink.seen == {source: [0, 1, 2, 3]}
+    assert not any(kind == "revoked" for kind, _ in a.sink.events)
+    assert [record.headers for record in await everything(log, source)] == [
+        *[(("n?me", b"1"), ("other", None))] * 3, ()
+    ]  # fmt: skip
+    await a.stop(leave=True)
+
+
+def with_checksum(batch: bytes, name: bytes) -> bytes:
+    """The batch, with this name for the header `name`."""
+    data = bytearray(batch).replace(b"name", name)
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    return bytes(data)
+
+
+async def test_an_event_that_cannot_be_unpacked_keeps_only_its_own_partition_waiting(
+    log: KafkaLog, fresh: Any, kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is compressed in a way for which there is no library here, or damaged on the broker's disk."""
+    group, journal, packed, plain_ = fresh("g"), fresh("journal"), fresh("packed"), fresh("plain")
+    await make_journal(log, journal)
+    there = True
+
+    def unpack(partition: Any, record: Any) -> Any:
+        if partition.topic == packed and there:
+            raise UnsupportedCodecError("no library for it")
+        return Record(record.offset, record.timestamp, record.key, record.value, ())
+
+    monkeypatch.setattr(thread, "_record", unpack)
+    monkeypatch.setattr(thread, "_LOOK_AGAIN", 0.2)
+    for topic in (packed, plain_):
+        await made(log, topic)
+    await log.append(TopicPartition(packed, 0), [Message(None, b"packed")])
+    a = await Processor(kafka, group, journal, "a", triggers=[packed, plain_]).start()
+    for n in range(3):
+        await log.append(TopicPartition(plain_, 0), [Message(None, b"%d" % n)])
+        await asyncio.sleep(0.3)
+    await until(lambda: a.sink.values == [b"0", b"1", b"2"])
+    assert not any(kind == "revoked" for kind, _ in a.sink.events)
+    there = False
+    await until(lambda: a.sink.values[-1] == b"packed")
+    await a.stop(leave=True)

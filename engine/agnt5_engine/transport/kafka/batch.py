@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import decode_varint
 
 from agnt5_engine.transport.base import Batch, Message, Record, TransportError
 
@@ -72,8 +74,10 @@ def records_of(data: bytes, aborted: Sequence[tuple[int, int]] | None, position:
     found: list[Record] = []
     add, new = found.append, tuple.__new__  # half the time of calling Record
     batches: Any = MemoryRecords(data)
+    at = stop = 0
     while batches.has_next():
         batch = batches.next_batch()
+        at, stop = stop, stop + 12 + int.from_bytes(data[stop + 8 : stop + 12], "big")
         if not batch.validate_crc():
             raise TransportError(
                 f"the log is damaged in the batch at offset {batch.base_offset}: its checksum is wrong"
@@ -93,7 +97,11 @@ def records_of(data: bytes, aborted: Sequence[tuple[int, int]] | None, position:
             if batch.is_transactional and producer in inside:
                 position = following
                 continue
-        for record in batch:
+        try:
+            records = list(batch)
+        except (UnicodeDecodeError, CorruptRecordException):
+            records = _with_readable_names(data[at:stop])
+        for record in records:
             offset = record.offset
             if offset >= position:
                 if offset >= end:
@@ -104,3 +112,30 @@ def records_of(data: bytes, aborted: Sequence[tuple[int, int]] | None, position:
                 )
         position = following
     return Batch(found, min(position, end) if position > end else position)
+
+
+def _with_readable_names(batch: bytes) -> list[Any]:
+    """The records of a batch in which the name of a header is not UTF-8, which Kafka lets any producer write: with a
+    "?" for each byte that is not ASCII. Raises aiokafka's CorruptRecordException when something else is wrong."""
+    records: Any = _DefaultRecordBatchPy(batch)
+    iter(records)  # unpacks it
+    data, at = records._buffer, records._pos
+    for _ in range(records._num_records):
+        _, at = decode_varint(data, at)
+        at += 1  # attributes
+        for _ in ("time", "offset"):
+            _, at = decode_varint(data, at)
+        for _ in ("key", "value"):
+            size, at = decode_varint(data, at)
+            at += max(size, 0)
+        headers, at = decode_varint(data, at)
+        for _ in range(headers):
+            size, at = decode_varint(data, at)
+            name = bytes(data[at : at + size])
+            try:
+                name.decode()
+            except UnicodeDecodeError:
+                data[at : at + size] = name.decode("ascii", "replace").encode("ascii", "replace")
+            size, at = decode_varint(data, at + size)
+            at += max(size, 0)
+    return list(records)

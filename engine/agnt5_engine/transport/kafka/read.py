@@ -65,7 +65,7 @@ async def _fetch(wire: Wire, source: TopicPartition, position: int) -> tuple[byt
         except errors.KafkaError as error:
             problem = unless_final(error)
         else:
-            _, code, _, _, start, aborted, *_, data = _only(response)
+            _, code, _, _, start, aborted, *_, data = only(response)
             if code == 0:
                 return data, aborted
             if code == _OUT_OF_RANGE:
@@ -77,7 +77,8 @@ async def _fetch(wire: Wire, source: TopicPartition, position: int) -> tuple[byt
         await wire.refresh(topic)
 
 
-def _only(response: Any) -> tuple[Any, ...]:
+def only(response: Any) -> tuple[Any, ...]:
+    """What a fetch of one partition was answered."""
     ((_, (answer,)),) = response.topics
     partition, code, highwater, stable, *rest = answer
     if response.API_VERSION >= 5:

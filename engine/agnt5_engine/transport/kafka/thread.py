@@ -18,6 +18,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberAssignment
 from aiokafka.protocol.admin import DescribeGroupsRequest
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
 from faust.transport.consumer import ensure_TPset
@@ -25,7 +26,9 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from agnt5_engine.transport.base import Batch, OffsetGoneError, Record, RetriableError, TopicPartition, TransportError
+from agnt5_engine.transport.kafka.batch import records_of
 from agnt5_engine.transport.kafka.members import replaced_by
+from agnt5_engine.transport.kafka.read import only
 from agnt5_engine.transport.kafka.wire import Client
 
 if TYPE_CHECKING:
@@ -43,6 +46,10 @@ FETCH_BYTES = 2**20
 METADATA_AGE_MS = 5_000
 _WATCH_EVERY = 1.0
 _INSIST_EVERY = 10.0  # seconds between attempts to have a partition given to somebody
+
+_LOOK_AGAIN = 5.0  # seconds after which a partition that could not be read is tried again
+# What aiokafka makes of a header's name that is not UTF-8, in C and in Python.
+_NAME_PROBLEMS = (UnicodeDecodeError, errors.CorruptRecordException)
 
 _SETTLE_SECONDS = 5.0
 _STOP_SECONDS = 3.0
@@ -296,19 +303,27 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
                         waiter.result()
                     else:
                         waiter.cancel()
+                if subscriptions.reassignment_in_progress:
+                    await subscriptions.wait_for_assignment()
+                fetched: dict[KafkaPartition, list[Any]] = {}
+                troubled: dict[KafkaPartition, Exception] = {}
                 for partition, result in fetcher._records.items():
-                    if type(result) is FetchResult and partition.topic in topics and result._partition_records:
+                    if type(result) is not FetchResult:
+                        troubled[partition] = result._error
+                        continue
+                    if partition.topic in topics and result._partition_records:
                         result._partition_records._consumer_record = _record
-                try:
-                    fetched = await fetcher.fetched_records((), 0)
-                except errors.NoOffsetForPartitionError as error:
-                    self._start(TP(*error.args[0]), journal)
-                except errors.OffsetOutOfRangeError as error:
-                    for partition, offset in error.args[0].items():
-                        await self._out_of_range(TP(*partition), offset, journal)
-                else:
-                    if fetched:
-                        self._push(subscriptions.subscription.assignment, fetched)
+                    try:
+                        if records := result.getall():
+                            fetched[partition] = records
+                    except Exception as error:
+                        troubled[partition] = error
+                fetcher._records.clear()
+                fetcher._notify(fetcher._wait_consume_future)
+                if fetched:
+                    self._push(subscriptions.subscription.assignment, fetched)
+                for partition, problem in troubled.items():
+                    await self._trouble(TP(*partition), problem, journal)
 
     def _push(self, assignment: Any, fetched: Mapping[Any, list[Any]]) -> None:
         arrivals = []
@@ -317,6 +332,47 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             batch = Batch(records, assignment.state_value(partition).position)
             arrivals.append(Arrival(source, self._turns.get(source, 0), batch))
         self._tell(self.consumer.arrived, arrivals)
+
+    async def _trouble(self, source: TP, error: Exception, journal: str) -> None:
+        """One partition cannot be fetched, or what was fetched of it cannot be read: the others go on."""
+        if isinstance(error, errors.NoOffsetForPartitionError):
+            self._start(source, journal)
+        elif isinstance(error, errors.OffsetOutOfRangeError):
+            await self._out_of_range(source, error.args[0][_kafka(source)], journal)
+        elif not isinstance(error, _NAME_PROBLEMS) or not await self._fetch_odd_names(source):
+            log.error(
+                "kafka.unreadable", topic=source.topic, partition=source.partition, error=str(error) or repr(error),
+                retry_in=_LOOK_AGAIN,
+            )  # fmt: skip
+            self._with(source, lambda state: state.pause())
+            asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look_again, source, self._generation)
+
+    def _look_again(self, source: TP, generation: int) -> None:
+        if generation == self._generation and source in self._flowing:
+            self._with(source, lambda state: state.resume())
+
+    async def _fetch_odd_names(self, source: TP) -> bool:
+        """Fetch what aiokafka does not read for a header's name that is not UTF-8. False when that is not it."""
+        consumer, partition = self._ensure_consumer(), _kafka(source)
+        assignment = consumer._subscription.subscription.assignment
+        if assignment is None or partition not in assignment.tps:
+            return True  # it is another's by now
+        position = assignment.state_value(partition).position
+        pieces = [(source.topic, [(source.partition, position, FETCH_BYTES)])]
+        try:
+            leader = consumer._client.cluster.leader_for_partition(partition)
+            response = await consumer._client.send(leader, FetchRequest(0, 1, FETCH_BYTES, 1, pieces))
+            _, code, _, _, _, aborted, *_, data = only(response)
+            if code != 0:
+                return False
+            batch = records_of(data, aborted, position, 2**63 - 1)
+        except (errors.KafkaError, TransportError):
+            return False
+        state = assignment.state_value(partition)
+        if assignment.active and not state.paused and state.position == position:
+            state.consumed_to(batch.next_offset)
+            self._push(assignment, {partition: batch.records})
+        return True
 
     def _start(self, source: TP, journal: str) -> None:
         """A partition the group has no offset for: a trigger starts at the earliest, the journal where it is sought."""
