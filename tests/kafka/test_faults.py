@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiokafka import errors
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.protocol.metadata import MetadataRequest, MetadataResponse_v0
 
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
@@ -188,6 +190,38 @@ async def test_brokers_that_were_all_replaced_are_found_again_by_whoever_asks_an
     there = 2
     assert await wire.ask(None) == "answered"
     await wire.close()
+
+
+async def test_requests_whose_time_runs_out_at_the_same_moment_can_all_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those are that a producer sends to a frozen broker together."""
+    client = wire_module.Client(bootstrap_servers="anywhere:9092", request_timeout_ms=100)
+    client.cluster.update_metadata(MetadataResponse_v0([(1, "anywhere", 9092)], []))
+
+    async def connect(*_: Any, **__: Any) -> AIOKafkaConnection:
+        await asyncio.sleep(0.01)
+        connection = AIOKafkaConnection("anywhere", 9092, request_timeout_ms=100)
+        connection._reader, connection._writer = asyncio.StreamReader(), Mock()
+        connection._read_task = asyncio.get_running_loop().create_future()
+        connection._closed_fut = asyncio.gather()  # done
+        connection._versions = {3: (0, 0)}
+        return connection
+
+    monkeypatch.setattr("aiokafka.client.create_conn", connect)
+
+    async def ask() -> list[type[BaseException] | None]:
+        problems = []
+        for _ in range(3):
+            try:
+                await client.send(1, MetadataRequest([], allow_auto_topic_creation=True))
+            except Exception as problem:
+                problems.append(type(problem))
+        return problems
+
+    for problems in await asyncio.gather(*(ask() for _ in range(4))):
+        assert set(problems) <= {errors.RequestTimedOutError, errors.KafkaConnectionError}
+    await client.close()
 
 
 async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed_too(

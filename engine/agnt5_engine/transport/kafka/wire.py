@@ -88,6 +88,13 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
                 return
         raise problem
 
+    async def send(self, node_id: int, request: Any, **options: Any) -> Any:
+        try:
+            return await super().send(node_id, request, **options)
+        except KeyError as error:
+            # Another request's time has run out at the same moment, and it has put the connection away already.
+            raise errors.RequestTimedOutError() from error
+
     async def close(self) -> None:
         """Close every connection, also one that somebody is just making: it would be nobody's afterwards. Whoever waits
         for metadata is told that there is none."""
