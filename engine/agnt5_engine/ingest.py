@@ -28,6 +28,8 @@ log = structlog.stdlib.get_logger(__name__)
 _POLL = 0.005
 #: Finding out where a trigger's partitions begin may take so long before others are no longer kept waiting for it.
 _PLACE_SECONDS = 5.0
+#: Seconds before positions that could not be pinned are looked up again.
+_PIN_SECONDS = 0.2
 #: What is being taken in may take so long to become durable when its partition is given up.
 _SETTLE_SECONDS = 2.0
 #: Events that are taken in before their requests are made durable.
@@ -60,7 +62,7 @@ class Ingest:
         self._starter = Starter(processor.publisher, processor.local_owner)
         self.queues = Dispatcher(processor.log, settings, registry.find_function)
         self._placed: set[TopicPartition] = set()  # given to us, and begun or about to be
-        self._placing: dict[asyncio.Task[None], frozenset[TopicPartition]] = {}
+        self._placing: dict[asyncio.Task[None], TopicPartition] = {}
         self._inside: dict[TopicPartition, asyncio.Future[None]] = {}
         self._missing: set[str] = set()
         self._dead_letters = DeadLetters(processor.log, settings.dead_letters_topic, settings.partitions)
@@ -85,16 +87,14 @@ class Ingest:
     async def assigned(self, partitions: frozenset[TopicPartition]) -> None:
         """Begin each trigger partition that is new here where it should. The others go on.
 
-        Returns when that is done, or when it takes its time: a topic whose partitions have no leader just now must not
-        keep the journal and the other topics waiting."""
+        Returns when that is done, or when it takes its time: a partition that has no leader just now must not keep the
+        journal and the other partitions waiting."""
         mine = partitions - self._placed
         self._placed = set(partitions)
-        for topic in sorted({source.topic for source in mine}):
-            sources = frozenset(source for source in mine if source.topic == topic)
-            for source in sources:
-                self._processor.membership.pause(source)
-            task = asyncio.get_running_loop().create_task(self._place(topic, sources))
-            self._placing[task] = sources
+        for source in sorted(mine):
+            self._processor.membership.pause(source)
+            task = asyncio.get_running_loop().create_task(self._place(source))
+            self._placing[task] = source
             task.add_done_callback(self._placing.pop)
         if self._placing:
             done, _ = await asyncio.wait(self._placing, timeout=_PLACE_SECONDS)
@@ -102,40 +102,36 @@ class Ingest:
                 if not task.cancelled():
                     task.result()
 
-    async def _place(self, topic: str, sources: frozenset[TopicPartition]) -> None:
-        """Begin these partitions of a topic: all are looked up before the first is pinned."""
-        p, loop = self._processor, asyncio.get_running_loop()
-        numbers, begun = [source.partition for source in sources], loop.time()
+    async def _place(self, source: TopicPartition) -> None:
+        p, loop, topic = self._processor, asyncio.get_running_loop(), source.topic
+        begun, appeared = loop.time(), topic in self._missing
         while True:
             try:
-                found = await place_topic(p.log, p.settings, topic, numbers, appeared=topic in self._missing)
+                found = await place_topic(p.log, p.settings, topic, [source.partition], appeared=appeared)
+                if len(found) > 1:
+                    await p.membership.pin(found)
                 break
+            except RetriableError as e:
+                # The group is being rearranged, perhaps: whoever has the partition then looks again.
+                log.debug("trigger.pin_failed", topic=topic, error=str(e))
+                await asyncio.sleep(_PIN_SECONDS)
             except Exception as e:
                 if loop.time() - begun < _PLACE_SECONDS:
                     raise  # whoever started us should know
                 log.error("trigger.position_failed", topic=topic, error=str(e) or repr(e))
                 await asyncio.sleep(_PLACE_SECONDS)
-        try:
-            if found.keys() - sources:
-                await p.membership.pin(found)
-        except RetriableError as e:
-            # The group is being rearranged: whoever gets them looks again.
-            log.debug("trigger.pin_failed", error=str(e))
-        for source in sorted(sources):
-            p.membership.acked(source, found[source])  # pins the position, so that a restart starts here too
-            p.membership.seek(source, found[source])
-            p.membership.resume(source)
+        p.membership.acked(source, found[source])  # pins the position, so that a restart starts here too
+        p.membership.seek(source, found[source])
+        p.membership.resume(source)
         self._missing.discard(topic)
 
     async def _place_no_more(self, partitions: frozenset[TopicPartition]) -> None:
-        """What is nearly found may be pinned. Partitions of one topic begin together: if some go, those that stay are
-        looked up again."""
-        given_up = {task: sources for task, sources in self._placing.items() if sources & partitions}
+        """What is nearly found may be pinned."""
+        given_up = [task for task, source in self._placing.items() if source in partitions]
         if not given_up:
             return
         _, late = await asyncio.wait(given_up, timeout=_SETTLE_SECONDS)
         for task in late:
-            self._placed -= given_up[task]
             task.cancel()
         if late:
             await asyncio.wait(late)

@@ -16,8 +16,9 @@ from agnt5.workflow import workflow
 from agnt5_engine import ingest
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import open_log
-from agnt5_engine.transport.base import Message, TopicPartition, TopicSpec
+from agnt5_engine.transport.base import Message, RetriableError, TopicPartition, TopicSpec
 from agnt5_engine.transport.embedded.log import EmbeddedLog
+from agnt5_engine.transport.membership import FaustMembership
 from agnt5_engine.triggers import positions
 from agnt5_engine.triggers.positions import place_topic, position, rule
 
@@ -158,3 +159,69 @@ async def test_a_topic_whose_beginning_cannot_be_found_keeps_no_other_topic_and_
         found.set()
         assert [run.output for run in await runs_of(engine, "slow", 1)] == [1]
         assert engine.ingest._placing == {}
+
+
+OTHER = TopicPartition("orders", 1)
+
+
+async def test_one_member_decides_where_a_new_topic_begins_and_the_others_begin_where_it_said(
+    tmp_path: Path, log: EmbeddedLog
+) -> None:
+    settings = Settings(broker=f"embedded://{tmp_path}/log", partitions=1, trigger_start="latest")
+    await log.create([TopicSpec(settings.changelog_topic, 1, "compact", None, 100_000)], 1)
+    pinned: dict[TopicPartition, int] = {}
+    group: Any = Committed(log, pinned)
+    slower = asyncio.create_task(place_topic(group, settings, "orders", [1]))
+    await asyncio.sleep(0.05)
+    decided = await place_topic(group, settings, "orders", [0])
+    for source in (SOURCE, OTHER):
+        await log.append(source, [Message(None, b"as the decision is pinned")])
+    pinned.update(decided)
+
+    assert decided == {SOURCE: 3, OTHER: 0}
+    assert await slower == {OTHER: 0}
+
+
+async def test_where_a_new_topic_begins_is_pinned_before_any_of_it_is_read_even_if_that_fails_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    async def pin(_: Any, positions: dict[TopicPartition, int]) -> None:
+        tries.append(dict(positions))
+        if len(tries) == 1:
+            raise RetriableError("the group is being rearranged")
+
+    monkeypatch.setattr(FaustMembership, "pin", pin)
+    async with processor(tmp_path, trigger_start="latest") as engine:
+        await engine.log.create([TopicSpec("orders", 2, "delete", None, 100_000)], 1)
+        await engine.log.append(SOURCE, [Message(None, b"{}")])
+        await ingest.Ingest(engine).assigned(frozenset({SOURCE}))
+
+    assert tries == [{SOURCE: 1, OTHER: 0}] * 2
+
+
+async def test_a_partition_without_a_leader_keeps_no_other_of_its_topic_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @workflow(triggers=[event("orders")])
+    async def order(ctx: Any, n: int) -> int:
+        return n
+
+    async with processor(tmp_path, trigger_start="earliest"):
+        pass  # begins both partitions
+    bounds, found = EmbeddedLog.bounds, asyncio.Event()
+
+    async def led(log: EmbeddedLog, source: TopicPartition) -> tuple[int, int]:
+        if source == OTHER:
+            await found.wait()
+        return await bounds(log, source)
+
+    monkeypatch.setattr(EmbeddedLog, "bounds", led)
+    monkeypatch.setattr(ingest, "_PLACE_SECONDS", 0.1)
+    async with processor(tmp_path, trigger_start="earliest") as engine:
+        await engine.log.append(OTHER, [Message(None, b'{"n": 1}')])
+        await engine.log.append(SOURCE, [Message(None, b'{"n": 0}')])
+        assert [run.output for run in await runs_of(engine, "order", 1)] == [0]
+        found.set()
+        assert [run.output for run in await runs_of(engine, "order", 2)] == [0, 1]

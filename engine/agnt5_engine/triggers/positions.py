@@ -22,6 +22,8 @@ log = structlog.get_logger()
 #: Seconds for which a partition may seem shorter than what was read of it.
 _SETTLES = 5.0
 _LOOK_AGAIN = 0.5
+#: Whose owner decides where a topic begins.
+_DECIDES = 0
 
 From = Literal["committed", "earliest", "latest", "time"]
 
@@ -49,19 +51,26 @@ async def place_topic(
 ) -> dict[TopicPartition, int]:
     """The offsets at which to start reading these partitions of a trigger's topic. Waits for a broker that is away.
 
-    When the group has never read any of the topic, the answer has all of its partitions: the caller pins them together
-    (`Membership.pin`), so that a member that gets one of them a moment later does not take it for an addition.
+    Where a topic begins that the group has never read is decided by whoever has its first partition: the answer has
+    all of its partitions then, and the caller pins them together (`Membership.pin`). The others wait for that, so that
+    nobody changes what another goes by already, or takes a partition for an addition.
     `appeared`: the topic came into being while the trigger was waiting for it, so its first events are wanted."""
+    partitions = set(partitions)
     delay = 0.2
     while True:
         try:
             found = await log_.topics([topic])
             count = found[topic].partitions if topic in found else 0
+            ours = [TopicPartition(topic, n) for n in partitions]
+            new = await _unread(log_, settings.group, ours) and await _unread(
+                log_, settings.group, [TopicPartition(topic, n) for n in range(count)]
+            )
+            if new and count and _DECIDES not in partitions:
+                await _decided(log_, settings.group, ours)
+                continue
             known = appeared or await offsets_lost(log_, settings)
-            committed = [await log_.committed(settings.group, TopicPartition(topic, n)) for n in range(count)]
-            new = all(offset is None for offset in committed)
             places = {}
-            for partition in sorted({*partitions, *(range(count) if new else ())}):
+            for partition in sorted(partitions.union(range(count) if new else ())):
                 source = TopicPartition(topic, partition)
                 place = await position(
                     log_, settings.group, source, partitions=count, start=settings.trigger_start, topic_known=known
@@ -72,6 +81,22 @@ async def place_topic(
             log.warning("trigger.position.retry", topic=topic, error=str(e))
             await asyncio.sleep(delay)
             delay = min(delay * 2, 5)
+
+
+async def _unread(log_: Log, group: str, sources: Iterable[TopicPartition]) -> bool:
+    for source in sources:
+        if await log_.committed(group, source) is not None:
+            return False
+    return True
+
+
+async def _decided(log_: Log, group: str, sources: Iterable[TopicPartition]) -> None:
+    """Wait until it has been decided, or a while."""
+    wait, waited = 0.02, 0.0
+    while waited < _SETTLES and await _unread(log_, group, sources):
+        await asyncio.sleep(wait)
+        waited += wait
+        wait = min(wait * 2, _LOOK_AGAIN)
 
 
 async def offsets_lost(log_: Log, settings: Settings) -> bool:
