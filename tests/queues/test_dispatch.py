@@ -13,9 +13,10 @@ from agnt5.replay.protocol import StepAsk
 from agnt5_engine.queues.dispatch import Dispatcher
 from agnt5_engine.records.avro import decode
 from agnt5_engine.records.journal import StepCommand, StepDispatched, StepWithdrawn
+from agnt5_engine.records.routing import partition_of
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.settings import Settings
-from agnt5_engine.transport.base import Ack, BadTopicError, TopicInfo
+from agnt5_engine.transport.base import Ack, BadTopicError, RetriableError, TopicInfo
 from tests.triggers.engine import until
 
 
@@ -32,6 +33,7 @@ class Topics:
         self.partitions = 1
         self.answering = asyncio.Event()
         self.answering.set()
+        self.away: set[int] = set()
 
     async def topics(self, names: Any) -> dict[str, TopicInfo]:
         return {name: TopicInfo(name, self.partitions, {}) for name in names}
@@ -39,6 +41,8 @@ class Topics:
     async def append(self, target: Any, messages: Any) -> Ack:
         if target.partition >= self.partitions:
             raise BadTopicError(f"there is no {target}")
+        if target.partition in self.away:
+            raise RetriableError(f"{target} has no leader")
         self.records += [decode(message.value) for message in messages]
         await self.answering.wait()
         return Ack(0, 0)
@@ -150,6 +154,24 @@ async def test_steps_find_their_pool_when_its_topic_was_made_anew_with_other_par
     pending.attempt = 1
     dispatcher.dispatch(owner, run, pending, "0")
     await until(lambda: len(owner.written) == 2)
+    await dispatcher.close()
+
+
+async def test_a_step_is_not_sent_again_because_another_partition_of_its_queue_has_no_leader() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    topics.partitions = 2
+    topics.away = {1}
+    waits = next(f"r{n}" for n in range(99) if partition_of(f"r{n}", 2) == 1)
+    goes = next(f"r{n}" for n in range(99) if partition_of(f"r{n}", 2) == 0)
+    for run.run_id in (goes, waits):
+        dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)
+    await asyncio.sleep(0.5)
+    topics.away.clear()
+    await until(lambda: len(owner.written) > 1)
+
+    assert [record.run_id for record in topics.records] == [goes, waits]
+    assert [record.run_id for record in owner.written] == [goes, waits]
     await dispatcher.close()
 
 

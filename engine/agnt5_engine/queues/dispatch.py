@@ -145,8 +145,13 @@ class Dispatcher:
                 groups: dict[int, list[_Sent]] = {}
                 for sent in batch:
                     groups.setdefault(partition_of(sent.run_id, count), []).append(sent)
-                await asyncio.gather(*(self._append(topic, *group) for group in groups.items()))
-                return
+                appends = [self._append(topic, *group) for group in groups.items()]
+                results = await asyncio.gather(*appends, return_exceptions=True)
+                failed = [(p, error) for p, error in zip(groups, results, strict=True) if error is not None]
+                if not failed:
+                    return
+                batch = [sent for p, _ in failed for sent in groups[p]]  # a step sent twice is executed twice
+                raise failed[0][1]
             except TransportError as e:
                 # Also a topic that is missing: the steps wait for whoever makes it, maybe with other partitions.
                 self._partitions.pop(queue, None)
