@@ -39,6 +39,7 @@ def test_a_missing_topic_is_created() -> None:
         ("message.timestamp.type", "CreateTime", "LogAppendTime"),
         ("unclean.leader.election.enable", "true", "false"),
         ("min.insync.replicas", "1", "2"),
+        ("compression.type", "zstd", "producer"),
     ],
 )
 def test_a_setting_that_would_lose_records_or_refuse_them_is_changed(setting: str, present: str, value: str) -> None:

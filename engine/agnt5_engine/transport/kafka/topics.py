@@ -31,6 +31,7 @@ def wanted(spec: TopicSpec, replication: int) -> dict[str, str]:
         # With a time of ours, a processor whose clock is an hour ahead would be refused, one far behind soon forgotten.
         "message.timestamp.type": "LogAppendTime",
         "unclean.leader.election.enable": "false",  # it forgets acknowledged records
+        "compression.type": "producer",  # a broker that packs what it takes may do so in a way that needs a library
     }
     if replication >= 3:
         settings["min.insync.replicas"] = "2"
