@@ -12,11 +12,11 @@ from aiokafka import errors
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.memory_records import MemoryRecords
 
-from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
+from agnt5_engine.transport.base import Message, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.kafka.produce import Producer
 
 TARGETS = [TopicPartition("t", partition) for partition in range(3)]
-NOT_LEADER, TOO_LARGE, NOT_ENOUGH_REPLICAS, AFTER_APPEND, OUT_OF_ORDER = 6, 10, 19, 20, 45
+NOT_LEADER, TOO_LARGE, NOT_ENOUGH_REPLICAS, AFTER_APPEND, NOT_AUTHORIZED, OUT_OF_ORDER = 6, 10, 19, 20, 31, 45
 
 
 class Answer(NamedTuple):
@@ -166,4 +166,19 @@ async def test_an_append_whose_topic_cannot_be_asked_for_its_limit_is_given_up_f
         with pytest.raises(RetriableError, match="does not tell just now"):
             await producer.append(TARGETS[0], [Message(None, bytes(100))] * 2)
         await producer.append(TARGETS[0], [Message(None, b"small")])
+    await producer.close()
+
+
+class Forbidding(Cluster):
+    async def send(self, node: int, request: Any, channel: Any) -> Answer:
+        return Answer([], NOT_AUTHORIZED)
+
+
+async def test_an_append_of_a_user_who_may_not_write_is_refused_at_once() -> None:
+    """Kafka before 2.8 wants another right for this kind of producer than for the topic."""
+    cluster = Forbidding(0)
+    cluster.calm = True
+    producer = Producer(cluster, delivery_timeout=2)  # type: ignore[arg-type]
+    with pytest.raises(TransportError, match="Authorization"):
+        await producer.append(TARGETS[0], [Message(None, b"")])
     await producer.close()

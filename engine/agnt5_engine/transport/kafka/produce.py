@@ -139,6 +139,11 @@ class Producer:
             if lane.who is NOBODY:
                 try:
                     await self._introduce(lane, node)
+                except errors.ClusterAuthorizationFailedError as error:
+                    text = "give this user the right IdempotentWrite on the cluster (Kafka before 2.8 wants it)"
+                    lane.fail_all(TransportError(f"{lane}: Kafka refuses the append ({error}); {text}"))
+                    lane.busy = False
+                    continue
                 except errors.KafkaError as error:
                     self._retry(lane, error)
                     continue
