@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from typing import Any
 
 import pytest
@@ -12,7 +13,13 @@ from aiokafka import TopicPartition, errors
 from agnt5_engine.queues import worker as module
 from agnt5_engine.queues.worker import Worker
 from agnt5_engine.settings import Settings
+from agnt5_engine.transport.kafka import KafkaLog
+from tests.kafka.real_log import plain
 from tests.queues.test_pool import Journal, new_pool
+
+
+class Anything:
+    pass
 
 
 class Consumer:
@@ -20,6 +27,7 @@ class Consumer:
 
     def __init__(self, **options: Any) -> None:
         self._coordinator = self
+        self._client = Anything()
 
     async def start(self) -> None: ...
 
@@ -57,3 +65,15 @@ async def test_a_worker_that_cannot_learn_where_its_partitions_begin_does_not_ke
 
     with pytest.raises(errors.KafkaTimeoutError):
         await asyncio.wait_for(worker._work(asyncio.Event()), 5)
+
+
+async def test_a_worker_whose_queue_was_deleted_does_not_have_the_broker_make_it_anew_as_it_likes(kafka: str) -> None:
+    worker = Worker(Settings(broker=f"kafka://{kafka}"), f"gone-{uuid.uuid4().hex}")
+    worker.pool = new_pool(Journal())
+    consumer = worker._consumer = await worker._join(asyncio.Event())
+    log = KafkaLog(plain(kafka), patience=10)
+    for _ in range(10):
+        await asyncio.sleep(0.2)
+        assert await log.topics([worker._topic]) == {}
+    await consumer.stop()
+    await log.close()

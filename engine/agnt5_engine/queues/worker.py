@@ -33,6 +33,7 @@ from agnt5_engine.records.journal import StepCommand, StepWithdrawn
 from agnt5_engine.settings import Settings, SettingsError
 from agnt5_engine.transport import open_log
 from agnt5_engine.transport.base import Log, RetriableError
+from agnt5_engine.transport.kafka.wire import Client
 from agnt5_engine.watchdog import Watchdog
 
 log = structlog.stdlib.get_logger(__name__)
@@ -158,12 +159,15 @@ class Worker:
                 metadata_max_age_ms=5000,
                 **settings.kafka_options(),
             )
+            consumer._client.__class__ = Client  # a queue that was deleted is for the engine to make anew
             try:
                 await consumer.start()
                 consumer.subscribe([self._topic], listener=_Rebalance(self))
                 return consumer
-            except errors.KafkaConnectionError as e:
+            except (OSError, errors.KafkaError) as e:
                 await consumer.stop()
+                if isinstance(e, errors.KafkaError) and not e.retriable:
+                    raise
                 log.warning("worker.waiting_for_broker", error=str(e))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), 1)
