@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 #: A session's state may have so many times AGNT5_MAX_PAYLOAD_BYTES: it stands in one row, with who waits for it.
 SESSION = 2
-#: Signals that a run has not taken yet may have so many times that: they stand in its row, which the changelog takes up
-#: to four times that.
+#: Signals that a run has not taken yet may have so many times that: they stand in its row, which is written whole
+#: whenever it changes.
 SIGNALS = 2
 
 
