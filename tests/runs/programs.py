@@ -114,6 +114,44 @@ async def _one(ctx: WorkflowContext, op: Op) -> Any:
         case ["batch", *args]:
             result = await ctx.batch(work, [{"arg": arg, "fails": 0} for arg in args], max_concurrency=2)
             return [item.output for item in result.results]
+        case ["all", *branches]:
+            told = await ctx.parallel(*(perform(ctx, branch) for branch in branches), return_exceptions=True)
+            return ["boom" if isinstance(one, Boom) else one for one in told]
+        case ["gather", left, right]:
+            named = await ctx.gather(left=perform(ctx, left), right=perform(ctx, right))
+            return [named["left"], named["right"]]
+        case ["group", *branches]:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(perform(ctx, branch)) for branch in branches]
+            except ExceptionGroup as failed:
+                if failed.split(Boom)[1] is not None:
+                    raise
+                return "boom"
+            return [task.result() for task in tasks]
+        case ["locked", *branches]:
+            return await _locked(ctx, branches)
+        case ["completed", *args]:
+            return [await one for one in asyncio.as_completed([ctx.step(work, arg, 0) for arg in args])]
+        case ["shield", seconds, ops]:
+            return await _shielded(ctx, seconds, ops)
+        case ["map", *args]:
+            return await ctx.map(quick, args, max_concurrency=2)
+        case ["mixed", *fails]:
+            mixed = await ctx.batch(work, [{"arg": 1, "fails": n} for n in fails], max_concurrency=2)
+            return [item.status for item in mixed.results]
+        case ["note", word]:
+            await ctx.session.state.set("note", word)
+            seen = await ctx.session.state.to_dict()
+            await ctx.session.state.delete("note")
+            return [sorted({*seen, *await ctx.session.state.keys()} - {"count"}), "note" in seen]
+        case ["user-note", word]:
+            await ctx.user.state.set(word, [word])
+            seen = await ctx.user.state.get(word)
+            await ctx.user.state.delete(word)
+            return seen
+        case ["patched", name]:
+            return ctx.patched(name)
         case ["race", left, right]:
             tasks = [asyncio.create_task(perform(ctx, ops)) for ops in (left, right)]
             try:
@@ -162,6 +200,32 @@ async def _one(ctx: WorkflowContext, op: Op) -> Any:
     raise AssertionError(op)
 
 
+async def _locked(ctx: WorkflowContext, branches: list[Program]) -> list[Any]:
+    """One branch after the other, by a lock, what they give by a queue."""
+    lock, queue = asyncio.Lock(), asyncio.Queue[Any]()
+
+    async def one(index: int, ops: Program) -> None:
+        async with lock:
+            await queue.put([index, await perform(ctx, ops)])
+
+    tasks = [asyncio.create_task(one(i, ops)) for i, ops in enumerate(branches)]
+    try:
+        return [one for _, one in sorted([await queue.get() for _ in tasks], key=lambda pair: pair[0])]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _shielded(ctx: WorkflowContext, seconds: float, ops: Program) -> Any:
+    task = asyncio.create_task(perform(ctx, ops))
+    try:
+        return await asyncio.wait_for(asyncio.shield(task), seconds)
+    except TimeoutError:
+        return await task
+    finally:
+        task.cancel()
+
+
 async def _child(ctx: WorkflowContext, kind: str, ops: Program, options: dict[str, Any]) -> Any:
     wf = child.options(**options)
     try:
@@ -183,6 +247,10 @@ async def _child(ctx: WorkflowContext, kind: str, ops: Program, options: dict[st
             case "leave":
                 await ctx.start(wf, ops)
                 return "left"
+            case "stubborn":
+                return await ctx.call(stubborn.options(**options), ops)
+            case "limited":
+                return await ctx.call(limited.options(**options), ops)
     except ChildError as e:
         return ["child", e.error_type.rpartition(".")[2]]
     raise AssertionError(kind)
@@ -230,6 +298,10 @@ SESSION = ("inc", "inc", "update", "look")
 OTHERS = ("user", "user-look", "signal", "ask", "emit", "batch")
 JOINS = ("parallel", "race", "limit", "within", "finally", "catch")
 CALLS = ("call", "calls")
+NEWER = (
+    "all", "gather", "group", "locked", "completed", "shield", "map", "mixed", "note", "user-note", "patched",
+    "stubborn", "stubborn", "limited", "named", "named",
+)  # fmt: skip
 ALL = SIMPLE + SESSION + OTHERS + JOINS + ("child", "child", "coroutine")
 
 
@@ -239,7 +311,7 @@ def program(r: random.Random, kinds: tuple[str, ...] = ALL, depth: int = 0, most
 
 def _op(r: random.Random, kinds: tuple[str, ...], depth: int) -> Op:
     kind = r.choice(kinds)
-    if depth >= 2 and kind in (*JOINS, "child"):
+    if depth >= 2 and kind in (*JOINS, *NEWER, "child"):
         kind = "step"
     arg = r.randrange(1000)
 
@@ -260,12 +332,28 @@ def _op(r: random.Random, kinds: tuple[str, ...], depth: int) -> Op:
             return ["signal", r.choice("ab"), r.choice([None, seconds])]
         case "ask":
             return ["ask", r.choice(["text", "approval"]), r.choice([None, seconds])]
-        case "parallel":
+        case "parallel" | "all" | "group" | "locked":
             branches = [inner() for _ in range(r.randint(2, 3))]
-            if r.random() < 0.2:
+            if r.random() < 0.2 and kind != "locked":
                 branches[-1].append(["boom", 99])
-            return ["parallel", *branches]
-        case "steps" | "batch" | "calls":
+            return [kind, *branches]
+        case "gather":
+            return ["gather", inner(), inner()]
+        case "shield":
+            return ["shield", seconds, inner()]
+        case "mixed":
+            return ["mixed", *(r.choice([0, 1, 5]) for _ in range(3))]
+        case "note" | "user-note" | "patched":
+            return [kind, f"w{r.randrange(1000)}"]
+        case "stubborn" | "limited":
+            ops = inner()
+            if kind == "stubborn":
+                ops.insert(r.randint(0, len(ops)), ["boom", r.choice([0, 1, 2, 3])])
+            return ["child", kind, ops, {"session_id": "s0"} if r.random() < 0.3 else {}]
+        case "named":
+            n = r.randrange(4)
+            return ["child", "call", [["step", n, 0], ["sleep", 0.1], ["step", n, n]], {"id": f"Named/{n}:x"}]
+        case "steps" | "batch" | "calls" | "map" | "completed":
             return [kind, *(r.randrange(1000) for _ in range(r.randint(2, 4)))]
         case "race":
             return ["race", inner(), inner()]
@@ -296,11 +384,11 @@ def flat(ops: Program) -> list[Op]:
     for op in ops:
         found.append(op)
         match op:
-            case ["parallel", *branches]:
+            case ["parallel" | "all" | "group" | "locked", *branches]:
                 inner = [x for branch in branches for x in branch]
-            case ["race" | "finally" | "catch", left, right]:
+            case ["race" | "finally" | "catch" | "gather", left, right]:
                 inner = [*left, *right]
-            case ["limit" | "within", _, some]:
+            case ["limit" | "within" | "shield", _, some]:
                 inner = some
             case _:
                 inner = []
@@ -339,20 +427,46 @@ def _fits(op: Op, result: Any, told: set[str]) -> bool:
             return result in told or (timeout is not None and result == "late")
         case ["ask", _, timeout]:
             return result is None or result in told or (timeout is not None and result == "late")
-        case ["parallel", *branches]:
+        case ["parallel" | "group" | "locked", *branches]:
             if branches[-1][-1] == ["boom", 99]:
                 return bool(result == "boom")
             return len(branches) == len(result) and all(map(lambda b, r: has_result(b, r, told), branches, result))
         case ["steps" | "batch", *args]:
             return bool(result == [["worked", arg] for arg in args])
-        case ["calls", *args]:
+        case ["all", *branches]:
+            fits = [
+                one == "boom" if branch[-1] == ["boom", 99] else has_result(branch, one, told)
+                for branch, one in zip(branches, result, strict=True)
+            ]
+            return all(fits)
+        case ["gather", left, right]:
+            return has_result(left, result[0], told) and has_result(right, result[1], told)
+        case ["completed", *args]:
+            return sorted(result) == sorted(["worked", arg] for arg in args)
+        case ["shield", _, ops]:
+            return has_result(ops, result, told)
+        case ["mixed", *fails]:
+            return bool(result == ["completed" if n < ATTEMPTS else "failed" for n in fails])
+        case ["note", _]:
+            return set(result[0]) <= {"note"} and isinstance(result[1], bool)
+        case ["user-note", word]:
+            return result in ([word], None)
+        case ["patched", _]:
+            return isinstance(result, bool)
+        case ["child", "stubborn", ops, _]:
+            booms = [op[1] for op in ops if op[0] == "boom"]
+            failed = result == ["child", "Boom"] and bool(booms) and booms[0] > 2
+            return failed or has_result(ops, result, told)
+        case ["child", "limited", ops, _]:
+            return result == ["child", "TimeoutError"] or has_result(ops, result, told)
+        case ["calls" | "map", *args]:
             return bool(result == [arg * 3 for arg in args])
         case ["race", left, right]:
             return has_result(right if result[0] else left, result[1], told)
         case ["limit" | "within", _, ops]:
             return result == "late" or has_result(ops, result, told)
-        case ["child", "call", ops, _]:
-            return has_result(ops, result, told)
+        case ["child", "call", ops, options]:  # one that others share may have been cancelled by them
+            return ("id" in options and result == ["child", "CancelledError"]) or has_result(ops, result, told)
         case ["child", "start", ops, _]:
             return bool(result[0] == ["worked", 1]) and has_result(ops, result[1], told)
         case ["child", "signal", ops, _]:

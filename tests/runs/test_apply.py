@@ -498,6 +498,18 @@ def test_a_child_that_failed_goes_on_when_the_next_attempt_of_its_parent_asks_fo
     assert [(r.attempt, r.status) for r in reports(p)] == [(0, "failed"), (1, "completed")]
 
 
+def test_a_child_with_an_id_that_goes_on_for_another_parent_s_retry_tells_that_parent_too() -> None:
+    p = Partition(one)
+    p.apply(asked_by_parent("parent/0"))
+    p.apply(StepFailed("child", "0", 0, "ValueError", "no", "", None, p.state.claim))
+    p.end("child")
+    p.apply(asked_by_parent("other/3#1")._replace(parent_run_id="other", parent_path="3"))
+    p.succeed("0", ["worked", 1], "child")
+    p.end("child")
+    told = [(r.run_id, r.path, r.attempt, r.status) for r in reports(p)]
+    assert told == [("parent", "0", 0, "failed"), ("parent", "0", 0, "completed"), ("other", "3", 1, "completed")]
+
+
 def test_a_child_that_was_cancelled_before_it_came_starts_when_the_next_attempt_of_its_parent_asks_for_it() -> None:
     p = Partition(one)
     p.apply(CancelRequested("child", "parent/0:cancel", False), asked_by_parent("parent/0"))

@@ -25,6 +25,14 @@ WORLDS = {
         kinds=("step", "signal", "signal", "ask", "ask", "finally", "catch", "child"),
         cancels=0.05, forces=0.01, retries=0.05, signals=0.3, answers=0.3, repeats=0.1,
     ),
+    "newer": Weather(
+        kinds=programs.NEWER * 2 + programs.SESSION + ("step", "signal", "ask", "user", "parallel", "child"),
+        retries=0.03,
+    ),
+    "retried calls": Weather(
+        kinds=programs.NEWER + programs.SESSION + _CALLS, workflows=("model.stubborn", "model.plain"), retries=0.05,
+        cancels=0.02, crash=0.06,
+    ),
     "storms": Weather(crash=0.15, evict=0.4, checkpoint=0.3, lost=0.3, compact=0.1),
     "foreseen": Weather(kinds=programs.SESSION + _CALLS + ("sleep", "child"), crash=0.08, evict=0.4, foresight=0.6),
     "local steps": Weather(

@@ -66,6 +66,7 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
 def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequested) -> None:
     by_later = r.parent_run_id is not None and by_later_attempt(r.command_id) and r.command_id not in run.commands
     if by_later and _goes_on_again(run):
+        _join(state, run, Parent(r.parent_run_id or "", r.parent_path or ""))  # another's, where the child has an ID
         go_on_again(state, run, held, run.attempt + 1 if run.ended else run.attempt, r.command_id)
         return
     same = run.workflow == r.workflow and _same_input(run.input, r.input)
@@ -78,7 +79,13 @@ def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequeste
     parent = Parent(r.parent_run_id, r.parent_path)
     if run.ended:
         post_child_finished(state, held.offset, run, *parent)
-    elif parent not in run.parents:
+    else:
+        _join(state, run, parent)
+
+
+def _join(state: PartitionState, run: Run, parent: Parent) -> None:
+    """The parent is told of the run's end too."""
+    if parent not in run.parents:
         run.parents = [*run.parents, parent]
         state.changed(run)
 
