@@ -247,6 +247,19 @@ def test_what_was_delivered_before_a_call_is_made_again_resolves_its_entry_where
     assert not p.state.outbox
 
 
+def test_what_was_delivered_to_a_parent_before_its_child_s_call_is_made_again_is_not_sent_again() -> None:
+    p = Partition(caller)
+    p.apply(asked_by_parent("parent/0")._replace(workflow="apply.caller"))
+    p.finish_calls()
+    p.end("child")
+    p.apply(Delivered([e.id for e in p.asked(Send)], p.state.claim))
+    assert not p.state.outbox
+    p.crash()
+    p.finish_calls()
+    assert p.run("child").status == "completed"
+    assert not p.state.outbox
+
+
 # ------------------------------------------------------------------ session writes
 
 

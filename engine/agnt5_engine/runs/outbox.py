@@ -140,7 +140,7 @@ def post_child_finished(state: PartitionState, offset: int, child: Run, parent_r
         child.message,
         child.traceback,
     )
-    _tell(state, f"done:{parent_run_id}/{path}@{offset}", parent_run_id, record)
+    _tell(state, f"done:{child.run_id}/{parent_run_id}/{path}@{offset}", parent_run_id, record)
 
 
 def post_outcome(state: PartitionState, run: Run) -> None:
