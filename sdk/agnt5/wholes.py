@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 #: A session's state may have so many times AGNT5_MAX_PAYLOAD_BYTES: it stands in one row, with who waits for it.
 SESSION = 2
@@ -22,9 +22,10 @@ def outgrown(whose: str, before: Mapping[str, bytes], after: Mapping[str, bytes]
     )
 
 
-def too_many_signals(run_id: str, waiting: Iterable[bytes], payload: bytes, most: int) -> str | None:
-    """Why a run that has these signals waiting takes no other one now."""
-    sizes = [len(signal) for signal in waiting]
-    if sum(sizes) + len(payload) <= SIGNALS * most:
+def too_many_signals(
+    run_id: str, waiting: Sequence[tuple[str, bytes]], another: tuple[str, bytes], most: int
+) -> str | None:
+    """Why a run that has these signals waiting (name and payload each) takes no other one now."""
+    if sum(len(name) + len(payload) for name, payload in (*waiting, another)) <= SIGNALS * most:
         return None
-    return f"run {run_id} has {len(sizes)} signals that it has not taken yet: send it again when it has"
+    return f"run {run_id} has {len(waiting)} signals that it has not taken yet: send it again when it has"

@@ -106,6 +106,37 @@ async def limited(ctx: WorkflowContext) -> str:
     return "awake"
 
 
+@workflow(name="apply.listener")
+async def listener(ctx: WorkflowContext) -> None:
+    while True:
+        await ctx.wait_for_signal("tick")
+
+
+def largest_row(p: Partition) -> int:
+    return max(len(row.value) for row in p.checkpoint() if row.value is not None)
+
+
+def test_the_row_of_a_run_does_not_grow_with_every_signal_that_it_has_taken() -> None:
+    p = Partition(listener)
+    p.request(listener)
+    for n in range(5_000):
+        p.apply(SignalSent("run", f"signal:{n:0255}", "tick", b"1"))
+    assert p.verdicts(f"signal:{4_999:0255}") == [None]
+    p.apply(SignalSent("run", f"signal:{4_990:0255}", "tick", b"1"))  # sent again: taken once
+    assert sum(row.event == h.RESOLVED for row in p.run().history) == 5_000
+    assert largest_row(p) < 1_200_000
+
+
+def test_the_names_of_signals_that_wait_count_too() -> None:
+    p = Partition(listener)
+    p.state.code.max_payload = 50_000  # type: ignore[misc]
+    p.request(listener)
+    for n in range(500):
+        p.apply(SignalSent("run", f"signal:{n}", "x" * 255, b"1"))
+    assert p.verdicts("signal:499") == ["signals_waiting"]
+    assert largest_row(p) < 120_000
+
+
 def test_a_time_out_whose_clean_up_calls_a_function_in_place_survives_the_owner() -> None:
     p = Partition(limited)
     p.request(limited)

@@ -32,6 +32,9 @@ from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.runs.writes import refusal
 
+#: IDs of commands that a run remembers, before those of the oldest signals go: they stand in its row, which is written
+#: whole whenever it changes.
+_REMEMBERED = 4_000
 _REPLIES = 1024  # user-state replies remembered per user: far more than can be in flight
 
 
@@ -170,12 +173,15 @@ def signal_sent(state: PartitionState, r: SignalSent) -> None:
     if run.ended or run.ending:
         state.verdict(r.command_id, r.run_id, "ended", f"run {r.run_id} has ended: {run.status}", run.status)
         return
-    waiting = (signal.payload for signal in run.signals)
-    if (told := too_many_signals(r.run_id, waiting, r.payload, state.code.max_payload)) is not None:
+    signal = Signal(r.name, r.payload)
+    if (told := too_many_signals(r.run_id, run.signals, signal, state.code.max_payload)) is not None:
         state.verdict(r.command_id, r.run_id, "signals_waiting", told)
         return
     run.commands[r.command_id] = None
-    run.signals = [*run.signals, Signal(r.name, r.payload)]
+    if len(run.commands) > _REMEMBERED:
+        oldest = next((id for id in run.commands if not by_later_attempt(id)), r.command_id)  # those tell of parents
+        del run.commands[oldest]
+    run.signals = [*run.signals, signal]
     state.changed(run)
     state.verdict(r.command_id, r.run_id)
 

@@ -308,8 +308,8 @@ class TestRun:
 
     def signal(self, name: str, payload: bytes) -> None:
         """Raises ValueError when it has too much waiting that it has not taken."""
-        waiting = (held for _, held in self.signals)
-        if (told := too_many_signals(self.info.run_id, waiting, payload, self.env.max_payload)) is not None:
+        told = too_many_signals(self.info.run_id, self.signals, (name, payload), self.env.max_payload)
+        if told is not None:
             raise ValueError(told)
         self.signals.append((name, payload))
         self._match_signals()
