@@ -163,7 +163,10 @@ class Workflow(Generic[R]):
         detached: bool | None = None,
     ) -> Workflow[R]:
         """The same workflow to be started as a child with this run ID, session or user; `detached`: it goes on when its
-        parent is cancelled. What is not given stays."""
+        parent is cancelled. What is not given stays.
+
+        A child with an ID has a session of its own, unless it is given one: then its run ID is `session key.id`, as
+        `handle.run_id` says."""
         for what, given in (("id", id), ("session_id", session_id), ("user_id", user_id)):
             if given is not None and (not isinstance(given, str) or not given):
                 raise ValueError(f"{what} must be text, not {given!r}")

@@ -8,8 +8,10 @@ from datetime import datetime
 import pytest
 
 from agnt5 import FatalError, FunctionContext, WorkflowContext, function, workflow
+from agnt5.testing import TestEnvironment
 from agnt5.types import event
 from agnt5_engine.ports import Refused
+from agnt5_engine.records.routing import session_key
 from agnt5_engine.runs.checkpoint import forget_clean
 from tests.engine.conftest import Engine
 
@@ -600,3 +602,31 @@ async def test_a_child_is_reached_by_the_id_that_its_parent_gave_it(engine: Engi
     await engine.restart(crash=True)
     await engine.processor.answer("Order_7-b", "yes", None, "ann")
     assert (await asyncio.wait_for(engine.processor.finished("Order_7-b"), 10)).output == [1, "yes"]
+
+
+@workflow
+async def counts_in_its_session(ctx: WorkflowContext) -> list:
+    n = await ctx.session.state.update("n", lambda n: n + 1, 0)
+    return [ctx.session_id == ctx.run_id, n, ctx.run_id]
+
+
+@workflow
+async def calls_by_name(ctx: WorkflowContext) -> list:
+    await ctx.session.state.set("n", 5)
+    told = [await ctx.call(counts_in_its_session)]
+    told.append(await ctx.call(counts_in_its_session.options(id="order-42")))
+    told.append(await ctx.call(counts_in_its_session.options(id="order-42", session_id=ctx.session_id)))
+    return told
+
+
+async def test_a_child_s_state_is_that_of_the_session_which_it_says_it_is_in(engine: Engine) -> None:
+    started = await engine.submit("calls_by_name", session_id="s")
+    run = await asyncio.wait_for(engine.processor.finished(started), 20)
+    async with TestEnvironment() as env:
+        tested = await env.run(calls_by_name.options(session_id="s"))
+    for told in (run.output, tested):
+        first, second, third = told
+        assert first[:2] == [False, 6]
+        assert second == [True, 1, "order-42"]
+        assert third == [False, 7, f"{session_key('s')}.order-42"]
+    assert (await engine.processor.run("order-42")).status == "completed"

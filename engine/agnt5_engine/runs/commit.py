@@ -160,7 +160,7 @@ def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote | Non
             if due is not None:
                 effects.append(SetTimer(due, run.run_id, ask.path))
         case ChildAsk():
-            ask = post_child(state, run, ask)
+            post_child(state, run, ask)
         case UserStateAsk():
             post_user_state(state, run, ask)
         case EmitAsk():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
-from agnt5.replay.protocol import ChildAsk, EmitAsk, TellChildAsk, UserStateAsk
+from agnt5.replay.protocol import OWN, ChildAsk, EmitAsk, TellChildAsk, UserStateAsk
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import (
     CancelRequested,
@@ -20,7 +20,7 @@ from agnt5_engine.records.journal import (
     SignalSent,
     UserStateAsked,
 )
-from agnt5_engine.records.routing import digest, routing_key, run_id_for, user_key
+from agnt5_engine.records.routing import routing_key, user_key
 from agnt5_engine.records.rows import Header, OutboxRow
 from agnt5_engine.runs.effects import Send
 from agnt5_engine.runs.model import Run
@@ -60,26 +60,15 @@ def _attempt_of(command_id: str) -> int:
     return int(command_id.rpartition("#")[2])
 
 
-def child_run_id(parent: Run, ask: ChildAsk) -> str:
-    """Derived from parent and entry path, in the parent's session unless the child is given another."""
-    if ask.run_id:
-        return ask.run_id
-    unique = digest(parent.run_id, ask.path)
-    if ask.session_id is not None and ask.session_id != parent.session:
-        return run_id_for(ask.session_id, unique)
-    return f"{parent.key}.{unique}"
-
-
-def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
-    """Ask for the child run; returns the ask with the child's ID in it."""
-    ask = ask._replace(run_id=child_run_id(run, ask))
+def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> None:
+    """Ask for the child run."""
     id = _id("child", run, ask.path)
     record = RunRequested(
         run_id=ask.run_id,
         command_id=id.removeprefix("child:"),
         workflow=ask.workflow,
         input=ask.input,
-        session_id=ask.session_id or run.session,
+        session_id=None if ask.session_id == OWN else ask.session_id or run.session,
         user_id=ask.user_id or run.user,
         trigger=to_json({"kind": "child", "parent_run_id": run.run_id, "entry": ask.path}),
         parent_run_id=run.run_id,
@@ -88,7 +77,6 @@ def post_child(state: PartitionState, run: Run, ask: ChildAsk) -> ChildAsk:
         envelope=None,
     )
     _tell(state, id, ask.run_id, record)
-    return ask
 
 
 def withdraw_child(state: PartitionState, run: Run, ask: ChildAsk) -> None:

@@ -10,7 +10,7 @@ from agnt5 import registry
 from agnt5.codec import check_text
 from agnt5.replay.entries import Entry, Operation, Site, caller
 from agnt5.replay.pending import Pending
-from agnt5.replay.protocol import ChildAsk, TellChildAsk
+from agnt5.replay.protocol import OWN, ChildAsk, TellChildAsk
 
 if TYPE_CHECKING:
     from agnt5.replay.activation import Activation
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 T_co = TypeVar("T_co", covariant=True)
 
 
-def child_run_id(parent_run_id: str, path: str, session_id: str | None) -> str:
-    """Derived, so that a parent that asks twice starts one child: the parent's routing key (or that of the session it
-    is put into), a dot, and 26 characters of the SHA-256 of parent and path."""
-    if session_id is None:
-        routing_key = parent_run_id.partition(".")[0]
-    else:
+def child_run_id(parent_run_id: str, path: str, given: str | None, session_id: str | None) -> str:
+    """The routing key of the session that the child is put into (else the parent's), a dot, and the ID it is given, or
+    26 characters of the SHA-256 of parent and path, so that a parent that asks twice starts one child.
+
+    A given ID alone stands for itself: whoever knows it finds the run. Such a child has a session of its own, because a
+    session's state is where its key leads."""
+    if session_id is not None:
         routing_key = "s" + _base32(sha256(session_id.encode()).digest())[:20]
-    return f"{routing_key}.{_base32(sha256(f'{parent_run_id}{path}'.encode()).digest())[:26]}"
+    elif given is not None:
+        return given
+    else:
+        routing_key = parent_run_id.partition(".")[0]
+    return f"{routing_key}.{given or _base32(sha256(f'{parent_run_id}{path}'.encode()).digest())[:26]}"
 
 
 def _base32(data: bytes) -> str:
@@ -49,8 +54,8 @@ def child_of(
         path,
         workflow.name,
         data,
-        options.id or child_run_id(activation.info.run_id, path, options.session_id),
-        options.session_id,
+        child_run_id(activation.info.run_id, path, options.id, options.session_id),
+        OWN if options.id is not None and options.session_id is None else options.session_id,
         options.user_id,
         options.detached,
     )

@@ -74,10 +74,12 @@ class SignalAsk(NamedTuple):
     due: int | None
 
 
-class ChildAsk(NamedTuple):
-    """Start a child run (ID derived by the driver from run ID and path); resolve with its output.
+OWN = ""
+"""As a child's session: its own."""
 
-    `session_id`/`user_id`/`run_id` None: inherited/derived."""
+
+class ChildAsk(NamedTuple):
+    """Start a child run; resolve with its output. `session_id`/`user_id` None: inherited."""
 
     path: str
     workflow: str

@@ -23,6 +23,7 @@ from agnt5.errors import InputError
 from agnt5.replay.activation import MAX_PAYLOAD
 from agnt5.replay.history import History, Verified, verify
 from agnt5.replay.protocol import (
+    OWN,
     Cancelled,
     ChildAsk,
     EmitAsk,
@@ -197,7 +198,8 @@ class TestEnvironment:
             known.asked_again(parent, ask.path)
             return known
         workflow = registry.workflow(ask.workflow)
-        session, user = ask.session_id or parent.info.session_id, ask.user_id or parent.info.user_id
+        session = ask.run_id if ask.session_id == OWN else ask.session_id or parent.info.session_id
+        user = ask.user_id or parent.info.user_id
         return self._new_run(workflow, ask.input, ask.run_id, session, user, (parent, ask.path))
 
     def tell_run(self, ask: TellChildAsk) -> None:
