@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from agnt5 import FatalError, FunctionContext, WorkflowContext, function, workflow
+from agnt5 import ChildError, FatalError, FunctionContext, WorkflowContext, function, workflow
 from agnt5.testing import TestEnvironment
 from agnt5.types import event
 from agnt5_engine.ports import Refused
@@ -630,3 +630,27 @@ async def test_a_child_s_state_is_that_of_the_session_which_it_says_it_is_in(eng
         assert second == [True, 1, "order-42"]
         assert third == [False, 7, f"{session_key('s')}.order-42"]
     assert (await engine.processor.run("order-42")).status == "completed"
+
+
+@workflow
+async def takes_a_name(ctx: WorkflowContext) -> str:
+    return "first"
+
+
+@workflow
+async def wants_the_same_name(ctx: WorkflowContext) -> list:
+    told = [await ctx.call(takes_a_name.options(id="taken")), await ctx.call(takes_a_name.options(id="taken"))]
+    try:
+        await ctx.call(counts_in_its_session.options(id="taken"))
+    except ChildError as error:
+        told.append(str(error))
+    return told
+
+
+async def test_a_child_is_not_given_the_result_of_another_workflow_s_run_that_has_its_id(engine: Engine) -> None:
+    run = await engine.run("wants_the_same_name")
+    async with TestEnvironment() as env:
+        assert await env.run(wants_the_same_name) == run.output
+    assert run.output[:2] == ["first", "first"]
+    assert "takes_a_name" in run.output[2]
+    assert "counts_in_its_session" in run.output[2]

@@ -8,6 +8,7 @@ from zlib import crc32
 
 from pydantic_core import from_json, to_json
 
+from agnt5.replay.children import id_taken
 from agnt5.replay.protocol import Cancelled, ErrorInfo, Resolved, UserAsk
 from agnt5.replay.questions import InvalidAnswer, check_answer
 from agnt5.state import changed
@@ -27,7 +28,7 @@ from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
 from agnt5_engine.runs.model import Cause, Run
-from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_reply
+from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_child_refused, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.runs.writes import refusal
@@ -75,6 +76,9 @@ def _requested_again(state: PartitionState, held: Held, run: Run, r: RunRequeste
     same = run.workflow == r.workflow and _same_input(run.input, r.input)
     state.verdict(r.command_id, r.run_id, "existing", f"run {r.run_id} exists", {"same": same, "status": run.status})
     if r.parent_run_id is None or r.parent_path is None:
+        return
+    if run.workflow != r.workflow:
+        post_child_refused(state, held.offset, r, id_taken(run.run_id, run.workflow, r.workflow))
         return
     if by_later:
         run.commands[r.command_id] = None

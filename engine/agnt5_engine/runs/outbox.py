@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic_core import to_json
 
-from agnt5.replay.protocol import OWN, ChildAsk, EmitAsk, TellChildAsk, UserStateAsk
+from agnt5.replay.protocol import OWN, ChildAsk, EmitAsk, ErrorInfo, TellChildAsk, UserStateAsk
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import (
     CancelRequested,
@@ -129,6 +129,16 @@ def post_child_finished(state: PartitionState, offset: int, child: Run, parent_r
         child.traceback,
     )
     _tell(state, f"done:{child.run_id}/{parent_run_id}/{path}@{offset}", parent_run_id, record)
+
+
+def post_child_refused(state: PartitionState, offset: int, asked: RunRequested, error: ErrorInfo) -> None:
+    """Tell a parent that its child cannot be started. `offset`: of the record that asked for it."""
+    parent, path = asked.parent_run_id or "", asked.parent_path or ""
+    attempt = _attempt_of(asked.command_id) if by_later_attempt(asked.command_id) else 0
+    record = ChildFinished(
+        parent, path, attempt, asked.run_id, "failed", None, error.type, error.message, error.traceback
+    )
+    _tell(state, f"done:{asked.run_id}/{parent}/{path}@{offset}", parent, record)
 
 
 def post_outcome(state: PartitionState, run: Run) -> None:

@@ -10,7 +10,7 @@ from agnt5 import registry
 from agnt5.codec import check_text
 from agnt5.replay.entries import Entry, Operation, Site, caller
 from agnt5.replay.pending import Pending
-from agnt5.replay.protocol import OWN, ChildAsk, TellChildAsk
+from agnt5.replay.protocol import OWN, ChildAsk, ErrorInfo, TellChildAsk
 
 if TYPE_CHECKING:
     from agnt5.replay.activation import Activation
@@ -31,6 +31,11 @@ def child_run_id(parent_run_id: str, path: str, given: str | None, session_id: s
     else:
         routing_key = parent_run_id.partition(".")[0]
     return f"{routing_key}.{given or _base32(sha256(f'{parent_run_id}{path}'.encode()).digest())[:26]}"
+
+
+def id_taken(run_id: str, by: str, wanted: str) -> ErrorInfo:
+    """The failure of a child whose ID another workflow's run has."""
+    return ErrorInfo("ValueError", f"run {run_id} is of workflow {by!r}: no run of {wanted!r} can have its ID")
 
 
 def _base32(data: bytes) -> str:

@@ -21,6 +21,7 @@ from agnt5.client.models import at
 from agnt5.codec import decode_plain, encode_plain
 from agnt5.errors import InputError
 from agnt5.replay.activation import MAX_PAYLOAD
+from agnt5.replay.children import id_taken
 from agnt5.replay.history import History, Verified, verify
 from agnt5.replay.protocol import (
     OWN,
@@ -195,7 +196,11 @@ class TestEnvironment:
     def start_child(self, parent: TestRun, ask: ChildAsk) -> TestRun:
         known = self._runs.get(ask.run_id)
         if known is not None:
-            known.asked_again(parent, ask.path)
+            if known.workflow.name != ask.workflow:
+                error = id_taken(ask.run_id, known.workflow.name, ask.workflow)
+                self.post(parent, Failed(ask.path, error._replace(step=ask.workflow)))
+            else:
+                known.asked_again(parent, ask.path)
             return known
         workflow = registry.workflow(ask.workflow)
         session = ask.run_id if ask.session_id == OWN else ask.session_id or parent.info.session_id
