@@ -33,6 +33,11 @@ async def test_without_a_key_nothing_but_probes_and_static_files_is_answered(gua
     assert (await guarded.http.get("/")).status_code == 200
 
 
+async def test_monitors_may_ask_with_head_as_with_get(guarded: Processor) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert (await guarded.http.head(path)).status_code == 200
+
+
 @pytest.mark.parametrize("key", ["all-of-it", "hashed", "schlüssel"])
 async def test_every_key_works_in_both_headers(guarded: Processor, key: str) -> None:
     for header, value in (("X-API-KEY", key), ("Authorization", f"Bearer {key}"), ("Authorization", f"bearer {key}")):

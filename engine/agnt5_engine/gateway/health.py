@@ -19,11 +19,13 @@ def routes(gateway: Gateway) -> APIRouter:
     api = router("health")
     unready = {"model": Readiness, "description": "Not ready"}
 
+    @api.head("/healthz", include_in_schema=False)  # how some monitors ask
     @api.get("/healthz", responses=_open(answers(Alive)))
     async def healthz() -> Response:
         """The process answers."""
         return shaped(Alive())
 
+    @api.head("/readyz", include_in_schema=False)
     @api.get("/readyz", responses={**_open(answers(Readiness)), 503: unready})
     async def readyz() -> Response:
         """200 once every assigned partition is caught up; 503 before, with the list and the reason."""
