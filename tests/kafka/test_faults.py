@@ -249,6 +249,16 @@ async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed
     assert not connection.connected()
 
 
+async def test_whoever_is_still_at_work_with_a_closed_client_gets_no_connection(kafka: str) -> None:
+    client = wire_module.Client(bootstrap_servers=kafka)
+    await client.bootstrap()
+    (node,) = [broker.nodeId for broker in client.cluster.brokers()]
+    assert await client.ready(node)
+    await client.close()
+    assert not await client.ready(node)
+    assert not any(connection.connected() for connection in client._conns.values())
+
+
 async def test_whoever_asks_for_leaders_of_a_frozen_broker_is_let_go_when_the_connection_is_closed(
     own_kafka: Any,
 ) -> None:

@@ -352,7 +352,7 @@ def _op(r: random.Random, kinds: tuple[str, ...], depth: int) -> Op:
             return ["child", kind, ops, {"session_id": "s0"} if r.random() < 0.3 else {}]
         case "named":
             n = r.randrange(4)
-            return ["child", "call", [["step", n, 0], ["sleep", 0.1], ["step", n, n]], {"id": f"Named/{n}:x"}]
+            return ["child", "call", [["step", n, 0], ["sleep", 0.1], ["step", n, n]], {"id": f"Named-{n}.x"}]
         case "steps" | "batch" | "calls" | "map" | "completed":
             return [kind, *(r.randrange(1000) for _ in range(r.randint(2, 4)))]
         case "race":

@@ -54,8 +54,10 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
     """aiokafka's client, except that asking about a topic never creates it, and that a first connection says why it
     failed, and that none outlives it.
 
-    It adds no state, so that the clients inside aiokafka's consumers can be made one of these (`__class__`).
+    The clients inside aiokafka's consumers can be made one of these (`__class__`): it has no `__init__` of its own.
     """
+
+    _over = False  # closed: whoever is still at work with it gets no connection, which would be nobody's
 
     async def bootstrap(self) -> None:
         """Learn of the cluster from the first server that answers. Raises the last server's OSError or KafkaError."""
@@ -88,6 +90,9 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
                 return
         raise problem
 
+    async def _get_conn(self, node_id: int, **options: Any) -> Any:
+        return None if self._over else await super()._get_conn(node_id, **options)
+
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
         try:
             return await super().send(node_id, request, **options)
@@ -98,6 +103,7 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
     async def close(self) -> None:
         """Close every connection, also one that somebody is just making: it would be nobody's afterwards. Whoever waits
         for metadata is told that there is none."""
+        self._over = True
         await super().close()
         asked, self._md_update_fut = self._md_update_fut, None  # type: ignore[has-type]
         if asked is not None and not asked.done():
