@@ -157,20 +157,22 @@ class Table:
 
     def write(self, rows: Iterable[Row], marker: LocalMarker) -> None:
         """The rows, what derives from them, and the marker, in one batch."""
-        batch, recut = WriteBatch(raw_mode=True), False
+        batch = WriteBatch(raw_mode=True)
+        recut: list[pieces.Pair] = []
         for row in rows:
             for d in derived(row, self.get):
                 _put(batch, d.key, d.value)
             kept = self.cut(row)
             for key, value in kept:
                 _put(batch, key, value)
-            if len(kept) > 1:
-                recut = True
+            recut += kept[:-1]
         batch.put(_LOCAL_MARKER, _marker_bytes(marker))
         with self._room():
             self._db.write(batch)
-        if recut:
-            self._pieces = None
+        if self._pieces is not None:
+            for key, _ in recut:
+                self._pieces.pop(pieces.row_key(key), None)
+            self._pieces |= pieces.counted(key for key, value in recut if value is not None)
 
     def marker(self) -> LocalMarker | None:
         data = self._db.get(_LOCAL_MARKER)
