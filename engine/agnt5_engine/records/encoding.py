@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # A long is zig-zagged, then written 7 bits at a time, lowest first (Avro specification, "Binary encoding"). Two such
 # groups at once come from a table: as the last of a number, or with more to follow.
@@ -25,43 +27,36 @@ def _long(n: int) -> bytes:
     while z >= 1 << 14:
         found += _MORE[z & 0x3FFF]
         z >>= 14
-    found += _LAST[z]
-    if len(_LONGS) >= _MOST_LONGS:
-        _LONGS.clear()
-    _LONGS[n] = found
-    return found
+    return _remembered(_LONGS, n, found + _LAST[z])
 
 
 _LONGS: dict[int, bytes] = {}
 """Most long numbers come again at once: the time of a batch of records, the digest of an input."""
-_MOST_LONGS = 10_000
 
 
 def _string(s: str) -> bytes:
     """One that is not among `_STRINGS`."""
     data = s.encode()
     found = _size(data) + data
-    if len(data) <= _SHORT:
-        if len(_STRINGS) >= _MOST_STRINGS:
-            _STRINGS.clear()
-        _STRINGS[s] = found
-    return found
+    return _remembered(_STRINGS, s, found) if len(data) <= _SHORT else found
 
 
 _STRINGS: dict[str, bytes] = {}
 """Most strings come again at once: names, paths, the ID of a run in each of its rows."""
-_MOST_STRINGS = 10_000
 _SHORT = 100
+_MOST = 10_000
+
+
+def _remembered(known: dict[T, bytes], value: T, found: bytes) -> bytes:
+    if len(known) >= _MOST:
+        known.clear()
+    known[value] = found
+    return found
 
 
 def _size(things: Sized) -> bytes:
     size = len(things)
     return _LAST[size << 1] if size < 1 << 13 else _long(size)
-
-
-def _bytes(data: bytes) -> bytes:
-    size = len(data)
-    return (_LAST[size << 1] if size < 1 << 13 else _long(size)) + data
 
 
 def _boolean(value: bool) -> bytes:
@@ -77,7 +72,6 @@ def compiled(schema: Any, header: bytes) -> Callable[[Any], bytes]:
         "_strings": _STRINGS,
         "_string": _string,
         "_size": _size,
-        "_bytes": _bytes,
         "_boolean": _boolean,
         "_join": b"".join,
         "_header": header,
@@ -132,8 +126,10 @@ def _expression(schema: Any, value: str, names: dict[str, Any]) -> str:
             return f"(_last[{value} << 1] if 0 <= {value} < 8192 else _longs.get({value}) or _long({value}))"
         case "string":
             return f"(_strings.get({value}) or _string({value}))"
-        case "bytes" | "boolean":
-            return f"_{schema}({value})"
+        case "bytes":
+            return f"(_size({value}) + {value})"
+        case "boolean":
+            return f"_boolean({value})"
         case ["null", inner]:
             return f'(b"\\0" if {value} is None else b"\\2" + {_expression(inner, value, names)})'
         case {"type": "array", "items": inner}:
