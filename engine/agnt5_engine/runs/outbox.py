@@ -128,7 +128,7 @@ def post_child_finished(state: PartitionState, offset: int, child: Run, parent_r
         child.message,
         child.traceback,
     )
-    _tell(state, f"done:{child.run_id}/{parent_run_id}/{path}@{offset}", parent_run_id, record)
+    _tell_parent(state, offset, record)
 
 
 def post_child_refused(state: PartitionState, offset: int, asked: RunRequested, error: ErrorInfo) -> None:
@@ -138,7 +138,12 @@ def post_child_refused(state: PartitionState, offset: int, asked: RunRequested, 
     record = ChildFinished(
         parent, path, attempt, asked.run_id, "failed", None, error.type, error.message, error.traceback
     )
-    _tell(state, f"done:{asked.run_id}/{parent}/{path}@{offset}", parent, record)
+    _tell_parent(state, offset, record)
+
+
+def _tell_parent(state: PartitionState, offset: int, record: ChildFinished) -> None:
+    id = f"done:{record.child_run_id}/{record.run_id}/{record.path}@{offset}"
+    _tell(state, id, record.run_id, record)
 
 
 def post_outcome(state: PartitionState, run: Run) -> None:
