@@ -42,7 +42,7 @@ from agnt5.replay.questions import check_answer
 from agnt5.state import changed
 from agnt5.testing.handle import Question, RunHandle, question_of
 from agnt5.testing.mocks import Mocks
-from agnt5.testing.run import GoOn, Retry, Signalled, TestRun
+from agnt5.testing.run import GoOn, Happening, Retry, TestRun
 from agnt5.wholes import SESSION, outgrown
 from agnt5.workflow import Workflow
 
@@ -87,12 +87,10 @@ class TestEnvironment:
         self._runs: dict[str, TestRun] = {}
         self._sessions: dict[str, dict[str, bytes]] = {}
         self._users: dict[str, tuple[int, dict[str, bytes]]] = {}
-        self._queue: deque[tuple[TestRun, Event | Retry | GoOn | Signalled | None]] = deque()
-        self._held: dict[str, deque[tuple[TestRun, Event | Retry | GoOn | Signalled | None]]] = {}
+        self._queue: deque[tuple[TestRun, Happening]] = deque()
+        self._held: dict[str, deque[tuple[TestRun, Happening]]] = {}
         self._in_place: dict[str, TestRun] = {}
-        self._timers: list[
-            tuple[int, int, TestRun | asyncio.Future[None], Event | Retry | GoOn | Signalled | None]
-        ] = []
+        self._timers: list[tuple[int, int, TestRun | asyncio.Future[None], Happening]] = []
         self._timer_count = 0
         self._changed = asyncio.Event()
         self._applying = False
@@ -268,7 +266,7 @@ class TestEnvironment:
 
     # ------------------------------------------------------------------ one event after the other
 
-    def post(self, run: TestRun, event: Event | Retry | GoOn | Signalled | None) -> None:
+    def post(self, run: TestRun, event: Happening) -> None:
         self._queue.append((run, event))
         self._changed.set()
 
@@ -337,9 +335,7 @@ class TestEnvironment:
     def at(self, due: int, run: TestRun, event: Event | Retry | GoOn) -> None:
         self._push(due, run, event)
 
-    def _push(
-        self, due: int, whom: TestRun | asyncio.Future[None], event: Event | Retry | GoOn | Signalled | None
-    ) -> None:
+    def _push(self, due: int, whom: TestRun | asyncio.Future[None], event: Happening) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (due, self._timer_count, whom, event))
         self._changed.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from agnt5.client.models import ErrorDetail, Run, Trigger, Waiting, at
 from agnt5.codec import decode_plain, encode_plain
@@ -67,6 +67,10 @@ class Signalled(NamedTuple):
     """A signal that came may end the wait at `path`. It is kept until then: the wait may be over before its turn."""
 
     path: str
+
+
+Happening: TypeAlias = Event | Retry | GoOn | Signalled | None
+"""What a run is given, in its turn; None: its start."""
 
 
 class TestRun:
@@ -135,7 +139,7 @@ class TestRun:
         """In the middle of in-place calls: nothing else is delivered in its session."""
         return bool(self._calls)
 
-    def take(self, event: Event | Retry | GoOn | Signalled | None) -> None:
+    def take(self, event: Happening) -> None:
         """Apply one event; one that nobody waits for any more is ignored."""
         if isinstance(event, GoOn) and self.ended:
             self._go_on()
