@@ -126,9 +126,16 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="module")
-def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One private broker for the fault tests of a module; each leaves it running."""
+def broker_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     yield from _private(tmp_path_factory.mktemp("broker"))
+
+
+@pytest.fixture
+def own_kafka(broker_of_module: Any) -> Iterator[Any]:
+    """One private broker for the fault tests of a module; each finds it running, however the one before it ended."""
+    yield broker_of_module
+    broker_of_module.resume()
+    broker_of_module.start(tied=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +24,23 @@ def test_a_shell_script_passes_its_linter_and_can_be_called(script: Path) -> Non
     done = subprocess.run([linter, str(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     assert os.access(script, os.X_OK)
+
+
+def test_a_broker_that_was_frozen_answers_nobody_until_it_goes_on(kafka_broker: Callable[..., Any]) -> None:
+    broker = kafka_broker()
+    request = struct.pack(">ihhih", 10, 18, 0, 1, -1)  # ApiVersions
+    for _ in range(100):
+        with socket.create_connection(("127.0.0.1", broker.ports["PLAINTEXT"])) as connection:
+            connection.sendall(request)
+            assert connection.recv(4096)
+            broker.pause()
+            connection.sendall(request)
+            connection.settimeout(0.02)
+            with pytest.raises(TimeoutError):
+                connection.recv(4096)
+            broker.resume()
+            connection.settimeout(10)
+            assert connection.recv(4096)
 
 
 def test_an_unsuitable_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
