@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from agnt5_engine.api_keys import ALL_SCOPES
 from agnt5_engine.limits import Limit
-from agnt5_engine.settings import _COLLECTED, Settings, SettingsError, load_settings
+from agnt5_engine.settings import COLLECTED, Settings, SettingsError, load_settings
 from agnt5_engine.units import parse_duration, parse_size
 
 
@@ -361,5 +361,5 @@ def test_settings_do_not_change_once_loaded() -> None:
 
 def test_every_setting_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    missing = [f"AGNT5_{name.upper()}" for name in Settings.model_fields if name not in _COLLECTED]
+    missing = [f"AGNT5_{name.upper()}" for name in Settings.model_fields if name not in COLLECTED]
     assert [name for name in missing if f"`{name}`" not in page] == []

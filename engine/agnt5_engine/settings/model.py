@@ -1,28 +1,21 @@
-"""Every setting of the engine: from the environment (AGNT5_*), `.env`, then `agnt5.toml`, checked at start.
+"""The settings and their checks.
 
 A field is named as its variable, lower-cased and without the prefix: AGNT5_TOPIC_PREFIX is `topic_prefix`, in the file
-too. Durations are held in seconds, sizes in bytes. `load_settings` is the way in; it names what is wrong.
+too. Durations are held in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
 import socket
 import ssl
-import sys
-import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
-from urllib.parse import urlsplit
 
-import structlog
-from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -34,29 +27,14 @@ from pydantic_settings import (
 from agnt5_engine.api_keys import ApiKey, Scope, granted, parse_api_key
 from agnt5_engine.limits import Limit, limit_name, parse_limit
 from agnt5_engine.records.sealing import AesGcm, parse_keys
+from agnt5_engine.settings.addresses import DEFAULT_HTTP, has_host, host_port, is_loopback, redacted, server
+from agnt5_engine.settings.sources import PREFIX, dotenv, from_variables, toml
 from agnt5_engine.units import Bytes, Seconds
 
-PREFIX = "AGNT5_"
-TOML_FILE = "agnt5.toml"
-ENV_FILE = ".env"
-DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_DIR = ".agnt5"
 
-_WEBHOOK = re.compile(r"AGNT5_WEBHOOK_([A-Z0-9_]+?)_SECRET")
-_LIMIT = re.compile(r"AGNT5_(QUEUE|FUNCTION)_([A-Z0-9_]+?)_(CONCURRENCY|RATE)")
-_COLLECTED = {
-    "webhook_secrets": "AGNT5_WEBHOOK_<SOURCE>_SECRET",
-    "queue_limits": "AGNT5_QUEUE_<NAME>_CONCURRENCY or _RATE",
-    "function_limits": "AGNT5_FUNCTION_<NAME>_CONCURRENCY or _RATE",
-}
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]+")
 _LONGEST_TOPIC = 249  # Kafka's limit
-
-log = structlog.stdlib.get_logger(__name__)
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be used. The message has one line per fault: which setting, where, and the remedy."""
 
 
 class Settings(BaseSettings):
@@ -141,9 +119,9 @@ class Settings(BaseSettings):
         """Arguments, then the environment, then `.env`, then the file."""
         return (
             init_settings,
-            InitSettingsSource(settings_cls, _from_variables(os.environ)),
-            InitSettingsSource(settings_cls, _from_variables(_dotenv())),
-            InitSettingsSource(settings_cls, _toml()),
+            InitSettingsSource(settings_cls, from_variables(os.environ, settings_cls.model_fields)),
+            InitSettingsSource(settings_cls, from_variables(dotenv(), settings_cls.model_fields)),
+            InitSettingsSource(settings_cls, toml()),
         )
 
     # -- fields
@@ -156,10 +134,10 @@ class Settings(BaseSettings):
             return value
         if not separator or scheme not in ("embedded", "kafka"):
             hint = f"kafka://{value}" if re.fullmatch(r"[\w.-]+:\d+", value) else "kafka://HOST:9092"
-            raise ValueError(f"{_redacted(value)!r} is neither embedded://DIR nor kafka://HOST:PORT; write {hint}")
+            raise ValueError(f"{redacted(value)!r} is neither embedded://DIR nor kafka://HOST:PORT; write {hint}")
         if "@" in rest:
             raise ValueError("a broker URL takes no password; use AGNT5_KAFKA_SASL_USERNAME and _SASL_PASSWORD")
-        servers = [_server(part) for part in rest.rstrip("/").split(",")] if rest else []
+        servers = [server(part) for part in rest.rstrip("/").split(",")] if rest else []
         if not servers:
             raise ValueError(f"{value!r} names no {'directory' if scheme == 'embedded' else 'host'}")
         return "kafka://" + ",".join(servers)
@@ -214,7 +192,7 @@ class Settings(BaseSettings):
     @field_validator("http")
     @classmethod
     def _check_http(cls, value: str) -> str:
-        host, port = _host_port(value)
+        host, port = host_port(value)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     @field_validator("advertised_url", "url", "schema_registry_url")
@@ -222,7 +200,7 @@ class Settings(BaseSettings):
     def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value) or not _has_host(value):
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value) or not has_host(value):
             raise ValueError("must be an http:// or https:// address without query, as in http://10.0.0.5:8080")
         return value.rstrip("/")
 
@@ -339,11 +317,11 @@ class Settings(BaseSettings):
 
     @property
     def http_host(self) -> str:
-        return _host_port(self.http)[0]
+        return host_port(self.http)[0]
 
     @property
     def http_port(self) -> int:
-        return _host_port(self.http)[1]
+        return host_port(self.http)[1]
 
     @property
     def http_is_explicit(self) -> bool:
@@ -413,112 +391,6 @@ class Settings(BaseSettings):
         return context
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """The settings in force, with `overrides` (a command's own options; None means not given) before all others.
-
-    Logs a warning for every AGNT5_* variable that is no setting. Raises SettingsError.
-    """
-    if not structlog.is_configured():
-        # Unconfigured, structlog prints to stdout, which is for data.
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
-    given = {name: value for name, value in overrides.items() if value is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        raise SettingsError("\n".join(_fault(line, given) for line in error.errors())) from None
-    for place, variables in (("environment", os.environ), (ENV_FILE, _dotenv())):
-        for name in variables:
-            known = _field(name) is not None or _WEBHOOK.fullmatch(name) or _LIMIT.fullmatch(name)
-            if name.startswith(PREFIX) and not known:
-                log.warning("setting.unknown", variable=name, where=place, did_you_mean=near_variable(name))
-    return settings
-
-
-def near_variable(name: str) -> str | None:
-    """The setting's variable that `name` was probably meant to be."""
-    known = [PREFIX + field.upper() for field in Settings.model_fields if field not in _COLLECTED]
-    return next(iter(difflib.get_close_matches(name, [*known, "AGNT5_WEBHOOK_STRIPE_SECRET"], n=1, cutoff=0.7)), None)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-# ------------------------------------------------------------------ sources
-
-
-def _field(variable: str) -> str | None:
-    name = variable.removeprefix(PREFIX).lower()
-    return name if name in Settings.model_fields and name not in _COLLECTED else None
-
-
-def _from_variables(variables: Mapping[str, str | None]) -> dict[str, Any]:
-    """Settings from variables. An empty one counts as not set, so `AGNT5_X=${X:-}` in a compose file is harmless."""
-    found: dict[str, Any] = {}
-    for variable, value in variables.items():
-        if not variable.startswith(PREFIX) or not value:
-            continue
-        if (name := _field(variable)) is not None:
-            found[name] = value
-        elif match := _WEBHOOK.fullmatch(variable):
-            found.setdefault("webhook_secrets", {})[match[1].lower()] = value
-        elif match := _LIMIT.fullmatch(variable):
-            limits = found.setdefault(f"{match[1].lower()}_limits", {})
-            limits.setdefault(match[2].lower(), {})[match[3].lower()] = value
-    return found
-
-
-def _dotenv() -> dict[str, str | None]:
-    try:
-        return dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{ENV_FILE} is not UTF-8: {error}") from None
-
-
-def _toml() -> dict[str, Any]:
-    path = Path(TOML_FILE)
-    if not path.is_file():
-        return {}
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{TOML_FILE} is not valid TOML: {error}") from None
-
-
-# ------------------------------------------------------------------ parts of values
-
-
-def _server(text: str) -> str:
-    """One `host:port`; the port defaults to Kafka's 9092."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+)(?::(\d+))?", text.strip())
-    if not match or not 0 < int(match[2] or 9092) < 65536:
-        raise ValueError(f"{text!r} is not HOST:PORT; write kafka://HOST:9092,HOST2:9092")
-    return f"{match[1]}:{match[2] or 9092}"
-
-
-def _host_port(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^\s:/\[\]]*)):(\d+)", text.strip())
-    if not match or not int(match[3]) < 65536:
-        raise ValueError(f"{text!r} is not HOST:PORT; write for instance {DEFAULT_HTTP}")
-    return match[1] or match[2] or "0.0.0.0", int(match[3])
-
-
-def _has_host(url: str) -> bool:
-    """Whether the URL names a host, and no port that there cannot be."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
-
-
 def _source(name: str) -> str:
     """A webhook source as its variable can name it: `my-shop` is AGNT5_WEBHOOK_MY_SHOP_SECRET."""
     return re.sub(r"[^a-z0-9]", "_", name.lower())
@@ -533,33 +405,3 @@ def _secrets(value: Any) -> list[SecretStr]:
     if not secrets:
         raise ValueError("a webhook secret is empty")
     return secrets
-
-
-def _redacted(url: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//***@", url)
-
-
-# ------------------------------------------------------------------ faults
-
-
-def _fault(error: Any, given: Mapping[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not error["loc"]:
-        return message
-    name = str(error["loc"][0])
-    place = _place(name, given)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, list(Settings.model_fields), n=1, cutoff=0.6)
-        return f"{place}: there is no such setting" + (f"; did you mean {near[0]!r}?" if near else "")
-    return f"{place}: {message}"
-
-
-def _place(name: str, given: Mapping[str, Any]) -> str:
-    """Where the value in force came from, in the order of precedence."""
-    variable = PREFIX + name.upper()
-    if name in given:
-        return variable
-    for where, variables in (("", _from_variables(os.environ)), (f" in {ENV_FILE}", _from_variables(_dotenv()))):
-        if name in variables:
-            return f"{_COLLECTED.get(name, variable)}{where}"
-    return f"{name!r} in {TOML_FILE}"
