@@ -159,7 +159,7 @@ class Worker:
                 metadata_max_age_ms=5000,
                 **settings.kafka_options(),
             )
-            consumer._client.__class__ = Client  # a queue that was deleted is for the engine to make anew
+            Client.take_over(consumer._client)  # a queue that was deleted is for the engine to make anew
             try:
                 await consumer.start()
                 consumer.subscribe([self._topic], listener=_Rebalance(self))

@@ -16,8 +16,6 @@ import structlog
 from aiokafka import AIOKafkaConsumer, errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberAssignment
-from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaPartition
@@ -27,12 +25,11 @@ from faust.types import TP
 
 from agnt5_engine.transport.base import Batch, OffsetGoneError, Record, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.kafka.batch import records_of
-from agnt5_engine.transport.kafka.members import replaced_by
+from agnt5_engine.transport.kafka.joining import HOPELESS, Joining, why_hopeless
 from agnt5_engine.transport.kafka.read import only
 from agnt5_engine.transport.kafka.wire import Client
 
 if TYPE_CHECKING:
-    from agnt5_engine.transport.kafka.assignor import Assignor
     from agnt5_engine.transport.kafka.consumer import KafkaConsumer
 
 REBALANCE_TIMEOUT_MS = 15_000
@@ -51,21 +48,8 @@ _LOOK_AGAIN = 5.0  # seconds after which a partition that could not be read is t
 # What aiokafka makes of a header's name that is not UTF-8, in C and in Python.
 _NAME_PROBLEMS = (UnicodeDecodeError, errors.CorruptRecordException)
 
-_SETTLE_SECONDS = 5.0
 _STOP_SECONDS = 3.0
 
-
-class ReplacedError(errors.KafkaError):  # type: ignore[misc]
-    """Another process has joined the group under our instance ID."""
-
-
-_HOPELESS = (
-    ReplacedError,
-    errors.InvalidSessionTimeoutError,
-    errors.InconsistentGroupProtocolError,
-    errors.GroupAuthorizationFailedError,
-    errors.InvalidGroupIdError,
-)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -131,7 +115,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             max_partition_fetch_bytes=FETCH_BYTES,
             metadata_max_age_ms=METADATA_AGE_MS,
         )
-        consumer._client.__class__ = Client
+        Client.take_over(consumer._client)
         return consumer
 
     async def on_start(self) -> None:
@@ -142,7 +126,7 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         except (OSError, errors.KafkaError) as error:
             raise RetriableError(f"the group cannot be joined just now: {error}") from error
         coordinator = self._consumer._coordinator
-        joining = _Joining(coordinator, self.app)
+        joining = Joining(coordinator, self.app)
         coordinator._on_join_complete = joining.complete
         coordinator._do_rejoin_group = joining.rejoin
         coordinator._do_commit_offsets = joining.commit
@@ -184,8 +168,8 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             await work
         except asyncio.CancelledError:
             raise
-        except _HOPELESS as error:
-            self._tell(self.consumer.gone, TransportError(_hopeless(error)))
+        except HOPELESS as error:
+            self._tell(self.consumer.gone, TransportError(why_hopeless(error)))
         except Exception as error:
             self._tell(self._crash_consumer, error)
 
@@ -428,69 +412,6 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
         return True
 
 
-class _Joining:
-    """Both ends of a join, fitted to static members."""
-
-    def __init__(self, coordinator: Any, app: Any) -> None:
-        self._coordinator = coordinator
-        self._assignor: Assignor = app.assignor
-        self._wiring = app.wiring
-        self._complete = coordinator._on_join_complete
-        self._rejoin = coordinator._do_rejoin_group
-        self._commit = coordinator._do_commit_offsets
-        self._been_in = False
-        self._under_way = False
-
-    async def rejoin(self, subscription: Any) -> Any:
-        """Raises ReplacedError rather than put out the process that has put us out: they would take turns for ever.
-
-        Kafka tells a member that was replaced no more than one that was silent for too long: that it is unknown."""
-        if self._been_in and self._coordinator.member_id == "":
-            await self._check_not_replaced()
-        self._under_way = True
-        try:
-            return await self._rejoin(subscription)
-        finally:
-            self._under_way = False
-
-    async def commit(self, assignment: Any, offsets: Any) -> None:
-        """Commit now, or raise RebalanceInProgressError.
-
-        The broker answers a connection's requests in order. A commit behind a join, which it answers when the others
-        have joined too, would be of a generation that is over by then, and aiokafka would have the group rearranged
-        once more: with a steady stream of events, for ever."""
-        if self._under_way:
-            raise errors.RebalanceInProgressError(self._coordinator.group_id)
-        await self._commit(assignment, offsets)
-
-    async def _check_not_replaced(self) -> None:
-        coordinator, wiring = self._coordinator, self._wiring
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while time.monotonic() < deadline:
-            response = await coordinator._send_req(DescribeGroupsRequest([wiring.app_id]))
-            _, _, state, _, _, members, *_ = response.groups[0]
-            if state not in ("PreparingRebalance", "CompletingRebalance"):
-                there = replaced_by(members, wiring.journal, wiring.instance_id)
-                if there is not None:
-                    raise ReplacedError(f"the processor at {there} has joined as {wiring.instance_id!r} too")
-                return
-            await asyncio.sleep(0.2)
-
-    async def complete(self, generation: int, member_id: str, protocol: str, data: bytes) -> None:
-        """Kafka gives a static member that comes back its old assignment, topics included that it wants no more."""
-        coordinator = self._coordinator
-        self._been_in = True
-        given = ConsumerProtocol.ASSIGNMENT.decode(data)
-        wanted = coordinator._subscription.subscription.topics
-        kept = [(topic, partitions) for topic, partitions in given.assignment if topic in wanted]
-        if len(kept) < len(given.assignment):
-            data = ConsumerProtocolMemberAssignment(given.version, kept, given.user_data).encode()
-        await self._complete(generation, member_id, protocol, data)
-        if len(kept) < len(given.assignment):
-            self._assignor.insist()
-            coordinator.request_rejoin()
-
-
 def _kafka(source: TP) -> KafkaPartition:
     return KafkaPartition(source.topic, source.partition)
 
@@ -498,14 +419,3 @@ def _kafka(source: TP) -> KafkaPartition:
 def _record(_: Any, record: Any) -> Record:
     """In place of aiokafka's own, which makes an object three times as dear."""
     return Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
-
-
-def _hopeless(error: errors.KafkaError) -> str:
-    remedy = {
-        ReplacedError: "every processor needs an AGNT5_INSTANCE_ID of its own; this one ends",
-        errors.InvalidSessionTimeoutError: "AGNT5_SESSION_TIMEOUT must lie between the brokers' "
-        "group.min.session.timeout.ms and group.max.session.timeout.ms",
-        errors.InconsistentGroupProtocolError: "AGNT5_GROUP is the group of another kind of program; choose another",
-        errors.GroupAuthorizationFailedError: "this user may not use AGNT5_GROUP; give it access, or choose another",
-    }
-    return f"the group cannot be joined ({error}): {remedy.get(type(error), 'check AGNT5_GROUP')}"

@@ -52,12 +52,14 @@ class Channel(Enum):
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
     """aiokafka's client, except that asking about a topic never creates it, and that a first connection says why it
-    failed, and that none outlives it.
-
-    The clients inside aiokafka's consumers can be made one of these (`__class__`): it has no `__init__` of its own.
-    """
+    failed, and that none outlives it."""
 
     _over = False  # closed: whoever is still at work with it gets no connection, which would be nobody's
+
+    @classmethod
+    def take_over(cls, client: AIOKafkaClient) -> None:
+        """Make one of these of a client that aiokafka has made for a consumer: there is no `__init__` to miss."""
+        client.__class__ = cls
 
     async def bootstrap(self) -> None:
         """Learn of the cluster from the first server that answers. Raises the last server's OSError or KafkaError."""
