@@ -42,7 +42,7 @@ UNFIT = APP.replace("ctx.step(greet, name)", "ctx.step(other, name)")
 class Dev:
     """A running `agnt5 dev app.py` in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -53,7 +53,7 @@ class Dev:
         self.client = Client(f"http://{address}", patience=30)
         self.folder = folder
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("AGNT5_")}
-        self.environment |= {"AGNT5_HTTP": address, "COLUMNS": "200"}
+        self.environment |= {"AGNT5_HTTP": address, "COLUMNS": "200"} | environment
         with (folder / "said").open("wb") as said:
             self.process = subprocess.Popen(
                 [self.agnt5, "dev", "app.py"],
@@ -96,15 +96,18 @@ class Dev:
             check=False,
         )
 
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.client.close()
+
 
 @pytest.fixture
 def dev(tmp_path: Path) -> Iterator[Dev]:
     dev = Dev(tmp_path)
     yield dev
-    with suppress(ProcessLookupError):
-        os.killpg(dev.process.pid, signal.SIGKILL)
-    dev.process.wait()
-    dev.client.close()
+    dev.end()
 
 
 @pytest.mark.slow
@@ -142,3 +145,14 @@ def test_an_edit_is_taken_up_and_one_that_does_not_fit_a_live_run_is_told_with_t
 
     dev.process.send_signal(signal.SIGTERM)
     assert dev.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_an_engine_that_wants_a_key_which_dev_does_not_have_is_ready_all_the_same(tmp_path: Path) -> None:
+    dev = Dev(tmp_path, AGNT5_API_KEYS="k" * 40)
+    try:
+        dev.until(lambda: "cannot be told of" in dev.said())
+        assert "Ready: http://" in dev.said()
+        assert "AGNT5_API_KEY" in dev.said()
+    finally:
+        dev.end()

@@ -147,7 +147,7 @@ class _Session:
 
     async def _look_after_runs(self) -> None:
         """Tell of each live run that the code no longer fits, and of each parked one, once per life of the child."""
-        from agnt5.client import AsyncClient
+        from agnt5.client import AsyncClient, NotAllowedError
         from agnt5_engine.gateway.addresses import noted
 
         told: set[str] = set()
@@ -160,9 +160,12 @@ class _Session:
             if process.pid != parked_in:
                 told.clear()
                 parked_in = process.pid
+            refused: NotAllowedError | None = None
             try:
                 async with AsyncClient(urls[0], self._key(), patience=0) as client:
                     parked = (await client.list_runs(status="paused", limit=100)).items
+            except NotAllowedError as error:
+                parked, refused = [], error
             except Exception:  # it starts or stops just now; the next look will tell
                 continue
             for run in parked:
@@ -173,6 +176,10 @@ class _Session:
                 if not replayed:
                     say(f"Ready: {urls[0]} is the page, {urls[0]}/docs the API.")
                 replayed = process.pid
+                if refused is not None:
+                    remedy = "set AGNT5_API_KEY to a key that may read"
+                    warn(f"parked runs, and those that an edit no longer fits, cannot be told of: {refused} ({remedy})")
+                    continue
                 for one in await self._unfit(urls[0]):
                     if one["run_id"] not in told:
                         told.add(one["run_id"])
