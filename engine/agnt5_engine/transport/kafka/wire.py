@@ -13,7 +13,6 @@ import random
 import ssl
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -30,7 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 # Above the broker's own limit for an append (0.8 of it), below what a user waits for: a stalled broker is asked again
 # after this, and idempotence makes asking again harmless.
 REQUEST_TIMEOUT_MS = 10_000
-_CLOSE_SECONDS = 1.0  # for which a connection that is just being made is waited for
 _SAY_EVERY = 10.0  # seconds between log lines while a broker is away
 _REFUSED = (
     errors.AuthenticationFailedError,
@@ -93,7 +91,13 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         raise problem
 
     async def _get_conn(self, node_id: int, **options: Any) -> Any:
-        return None if self._over else await super()._get_conn(node_id, **options)
+        if self._over:
+            return None
+        connection = await super()._get_conn(node_id, **options)
+        if self._over and connection is not None:  # made while this was closed
+            connection.close()
+            return None
+        return connection
 
     async def send(self, node_id: int, request: Any, **options: Any) -> Any:
         try:
@@ -103,17 +107,13 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
             raise errors.RequestTimedOutError() from error
 
     async def close(self) -> None:
-        """Close every connection, also one that somebody is just making: it would be nobody's afterwards. Whoever waits
-        for metadata is told that there is none."""
+        """Close every connection; one that somebody is just making is closed as soon as it is made. Whoever waits for
+        metadata is told that there is none."""
         self._over = True
         await super().close()
         asked, self._md_update_fut = self._md_update_fut, None  # type: ignore[has-type]
         if asked is not None and not asked.done():
             asked.set_result(False)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS), self._get_conn_lock:
-                for connection in list(self._conns.values()):
-                    connection.close()
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Iterable[str]) -> bool:
         request = MetadataRequest(list(topics) or None, allow_auto_topic_creation=False)
