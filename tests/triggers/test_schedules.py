@@ -176,6 +176,15 @@ def test_a_time_that_the_clock_skips_or_repeats_is_due_once() -> None:
 # ------------------------------------------------------------------ where and under which name
 
 
+def test_in_the_hour_that_comes_twice_what_was_due_the_first_time_is_not_due_again() -> None:
+    table = cron("45 1-3 * * *", timezone="Europe/Berlin")
+    first, following = (round(datetime(2026, 10, 25, h, 45, tzinfo=UTC).timestamp() * 1000) for h in (0, 2))
+    again = first + 30 * MINUTE  # 02:15 for the second time
+
+    assert plan(table, row(first), None, again) == ([], following)
+    assert plan(table, row(first, "r"), ran(first, again), again + MINUTE) == ([], following)
+
+
 @given(due=st.integers(0, 2**42), partitions=st.integers(1, 64))
 def test_a_due_time_has_one_run_id_in_the_partition_of_its_table(due: int, partitions: int) -> None:
     table = Schedule("cabcdefghij", "w", hourly(), False)
