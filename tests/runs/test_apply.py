@@ -150,6 +150,23 @@ def test_a_time_out_whose_clean_up_calls_a_function_in_place_survives_the_owner(
     assert p.run().status == "timeout"
 
 
+def test_a_run_that_waited_for_its_workflow_s_code_has_the_workflow_s_time_out() -> None:
+    p = Partition(limited)
+    del p.code.workflows[limited.name]
+    p.request(limited)
+    assert p.run().pause_reason == "unknown_workflow"
+    p.code.workflows[limited.name] = limited
+    p.apply(OwnerClaimed("newer code", "2"))
+    assert p.run().status == "running"
+    due = next(e.due for e in p.asked(SetTimer) if e.path == "timeout")
+    assert due == p.run().created_at + 5000
+    p.clock = due
+    p.apply(TimerFired("run", "timeout", p.state.claim))
+    p.finish_calls()
+    p.end()
+    assert p.run().status == "timeout"
+
+
 @workflow(name="apply.caller")
 async def caller(ctx: WorkflowContext) -> int:
     return await quick(ctx, 1) + await quick(ctx, 2)

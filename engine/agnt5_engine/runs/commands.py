@@ -27,7 +27,7 @@ from agnt5_engine.records.rows import EarlyCancelRow, Held, Parent, Signal
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.activate import advance
 from agnt5_engine.runs.finish import arm_deadline, finish, go_on_again, unpark
-from agnt5_engine.runs.model import Cause, Run
+from agnt5_engine.runs.model import DEADLINE, Cause, Run
 from agnt5_engine.runs.outbox import by_later_attempt, post_child_finished, post_child_refused, post_reply
 from agnt5_engine.runs.schedules import admit
 from agnt5_engine.runs.state import PartitionState
@@ -58,6 +58,7 @@ def run_requested(state: PartitionState, held: Held, r: RunRequested) -> None:
         state.runs[r.run_id] = run
         state.changed(run)
         state.verdict(r.command_id, r.run_id)
+    if DEADLINE not in run.pending:  # not yet, or the code that knows of it was not here when the run was parked
         arm_deadline(state, run, held.time)
     if state.early_cancel(r.run_id) is not None:
         state.early_cancels[r.run_id] = None
