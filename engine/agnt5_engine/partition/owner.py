@@ -28,7 +28,7 @@ from agnt5_engine.partition.sender import Publish, Sender
 from agnt5_engine.partition.steps import Slots, Steps
 from agnt5_engine.partition.table import Table
 from agnt5_engine.partition.timers import Timers, steady_ms
-from agnt5_engine.records.avro import RecordError, decode
+from agnt5_engine.records.avro import NewerRecordError, RecordError, decode
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.records.sealing import SealError
@@ -268,8 +268,8 @@ class Owner:
             return
         try:
             record = self._appender.sent(logged.value) or decode(logged.value or b"")
-        except SealError as e:
-            # It is not damaged: with the key it can be read. Passing it over would lose it.
+        except (SealError, NewerRecordError) as e:
+            # It is not damaged: with the key, or newer code, it can be read. Passing it over would lose it.
             raise PartitionStopped(f"partition {self.partition}, journal offset {offset}: {e}") from e
         except RecordError as e:
             await self._around.dead_letter(self.place, logged, str(e))

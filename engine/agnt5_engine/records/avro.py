@@ -32,6 +32,10 @@ class RecordError(ValueError):
     """Bytes that are no record of ours: cut off, damaged, or of a schema newer than this code."""
 
 
+class NewerRecordError(RecordError):
+    """A record in order, of a schema newer than this code: it says something that others know how to read."""
+
+
 class _Version(NamedTuple):
     """One schema version of a kind, ready to read."""
 
@@ -160,7 +164,7 @@ def decode(data: bytes) -> Any:
         data = _opened(data)
         version = _VERSIONS.get(data[:HEADER])
         if version is None:
-            raise RecordError(_what_is_wrong(data))
+            raise _unknown(data)
     try:
         body = BytesIO(data)
         body.seek(HEADER)
@@ -182,7 +186,7 @@ def head(data: bytes, fields: int) -> dict[str, Any]:
     if reader is None:
         version = _VERSIONS.get(data[:HEADER])
         if version is None:
-            raise RecordError(_what_is_wrong(data))
+            raise _unknown(data)
         schema = {**version.writer, "fields": version.writer["fields"][:fields]}
         reader = _heads[data[:HEADER], fields] = fastavro.parse_schema({"type": "record", "name": "Head", **schema})
     body = BytesIO(data)
@@ -197,10 +201,10 @@ def head(data: bytes, fields: int) -> dict[str, Any]:
 _heads: dict[tuple[bytes, int], Any] = {}
 
 
-def _what_is_wrong(data: bytes) -> str:
+def _unknown(data: bytes) -> RecordError:
     if len(data) < HEADER or data[:2] != MAGIC:
-        return f"not an Avro single object: starts with {data[:HEADER].hex() or 'nothing'}"
-    return (
+        return RecordError(f"not an Avro single object: starts with {data[:HEADER].hex() or 'nothing'}")
+    return NewerRecordError(
         f"schema fingerprint {data[2:HEADER].hex()} is of no version this code knows; "
         "it was written by a newer release: upgrade this processor"
     )
