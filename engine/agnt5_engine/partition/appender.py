@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import structlog
 
+from agnt5_engine.partition.timers import steady_ms
 from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import JournalRecord
 from agnt5_engine.transport.base import Ack, Log, Message, RetriableError, TopicPartition, make_message
@@ -46,6 +47,7 @@ class Appender:
         self._records: list[JournalRecord] = []  # what the messages hold
         self._sending: asyncio.Task[None] | None = None
         self._in_flight: tuple[list[Message], list[JournalRecord]] = ([], [])
+        self.sent_at = 0  # by `steady_ms`; of the batch that is in flight or was acked last
         self._brought = 0  # so many of them the log has brought before the ack
         self._closed = False
         self._given = 0  # records ever taken
@@ -102,6 +104,7 @@ class Appender:
 
     async def _send(self, messages: list[Message]) -> Ack:
         while True:
+            self.sent_at = steady_ms()
             try:
                 return await self._log.append(self._target, messages)
             except RetriableError as e:

@@ -291,8 +291,8 @@ class Owner:
             return
         self._last_acked = offset + len(batch) - 1
         if ack.time > 0:
-            # The ack took its time to come, so a sample is at most too small: follow the largest, slowly forgetting it.
-            self.timers.skew = max(ack.time - steady_ms(), self.timers.skew - 1)
+            # The log said its time between sending and ack.
+            self.timers.correct(ack.time - steady_ms(), ack.time - self._appender.sent_at)
         for record in batch:
             if offset == state.applied + 1:
                 apply(state, offset, ack.time, record)

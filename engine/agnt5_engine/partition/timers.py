@@ -17,6 +17,9 @@ _AT_ONCE = 500
 #: Dropped timers that are left in the heap until they are due; more are taken out when they are half of it.
 _FEW = 100
 
+#: The alarm may be so much too late (ms) before it is set anew.
+_LATE_MS = 20
+
 #: Goes on while the machine sleeps, wherever there is such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -37,10 +40,17 @@ class Timers:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_due = 0
         self.skew = time.time_ns() // 1_000_000 - steady_ms()  # log time minus the steady one
+        self._alarm_skew = self.skew  # as of when the alarm was set
 
     def now(self) -> int:
         """The log's time, as far as this machine can tell (ms)."""
         return steady_ms() + self.skew
+
+    def correct(self, least: int, most: int) -> None:
+        """The skew lies between these, as an ack has told: the log's clock may be set, too, ahead or back."""
+        self.skew = min(max(self.skew, least), most)
+        if self.skew - self._alarm_skew > _LATE_MS:
+            self._arm()
 
     def set(self, due: int, run_id: str, path: str) -> None:
         timer = (due, run_id, path)
@@ -62,6 +72,7 @@ class Timers:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+        self._alarm_skew = self.skew
         if self._heap:
             self._alarm_due = self._heap[0][0]
             # Half a millisecond late rather than early: an early one costs a record.

@@ -40,6 +40,9 @@ from agnt5_engine.runs.model import Cause, Run, make_cause
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.runs.writes import is_locked, refused, state_written
 
+#: Before a timer that came too early is tried again: the log's time may stand still, where its clock was set back.
+_EARLY_MS = 50
+
 
 def open_run(state: PartitionState, held: Held, record: RunRecord) -> Run | None:
     """The record's run, if it goes on now. A parked run's record is kept for later."""
@@ -110,7 +113,7 @@ def timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
     if run is None or (p := run.pending.get(r.path)) is None or (due := p.due) is None:
         return
     if held.time < due:
-        state.effects.append(SetTimer(due, r.run_id, r.path))
+        state.effects.append(SetTimer(max(due, held.time + _EARLY_MS), r.run_id, r.path))
         return
     key = p.key
     if key is None:
