@@ -15,11 +15,17 @@ _DAY = 86_400_000
 _ENVELOPE = 256 * 1024
 
 
+def keep_ms(settings: Settings) -> int:
+    """How long records of the engine are kept at least. AGNT5_RUN_RETENTION is for runs that have ended; those that
+    live, and what waits for them, are not to be lost because that is short."""
+    return max(settings.run_retention_ms * 2, 7 * _DAY)
+
+
 def specs(settings: Settings) -> list[TopicSpec]:
     """The topics that the engine needs, as it wants them."""
     size = settings.max_payload_bytes + _ENVELOPE
     partitions = settings.partitions
-    keep = max(settings.run_retention_ms * 2, 7 * _DAY)
+    keep = keep_ms(settings)
     return [
         TopicSpec(settings.journal_topic, partitions, "delete", keep, size, log_append_time=True),
         # A session's row holds its whole state, a run's row its input and output.

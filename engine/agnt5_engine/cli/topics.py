@@ -103,7 +103,7 @@ def _wanted(settings: Settings, queues: list[str]) -> list[TopicSpec]:
             name = settings.steps_topic(queue)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        wanted.append(TopicSpec(name, settings.partitions, "delete", settings.run_retention_ms, size))
+        wanted.append(TopicSpec(name, settings.partitions, "delete", topics.keep_ms(settings), size))
     return wanted
 
 

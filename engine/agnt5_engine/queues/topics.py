@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from agnt5_engine.settings import Settings
+from agnt5_engine.topics import keep_ms
 from agnt5_engine.transport.base import BadTopicError, Log, TopicSpec
 
 log = structlog.stdlib.get_logger(__name__)
@@ -14,12 +15,12 @@ _ENVELOPE = 256 * 1024
 
 
 def steps_spec(settings: Settings, queue: str) -> TopicSpec:
-    """The topic of a queue, as the engine wants it. Commands are kept as long as runs are."""
+    """The topic of a queue, as the engine wants it. A command that it drops is not sent again."""
     return TopicSpec(
         settings.steps_topic(queue),
         settings.partitions,
         "delete",
-        settings.run_retention_ms,
+        keep_ms(settings),
         settings.max_payload_bytes + _ENVELOPE,
     )
 
