@@ -255,6 +255,18 @@ async def test_what_is_not_http_is_told_so_in_a_problem_document(start: Start, s
     assert (await live.http.get("/healthz")).status_code == 200
 
 
+async def test_trailers_are_not_taken_for_headers(start: Start, cluster: Cluster) -> None:
+    live = await start(api_keys="key-of-ours")
+    head = b"POST /v1/workflows/signalled/submit HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
+    end = b"2\r\n{}\r\n0\r\nx-user-id: someone-else\r\nconnection: close\r\n"
+    answer = await talk(live, head + b"connection: close\r\n\r\n" + end + b"x-api-key: key-of-ours\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    answer = await talk(live, head + b"connection: close\r\nx-api-key: key-of-ours\r\n\r\n" + end + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    [run] = cluster.runs.values()
+    assert run.request.user_id is None
+
+
 async def test_an_over_long_body_is_read_away_so_that_its_sender_reads_the_answer(start: Start) -> None:
     live = await start(max_payload_bytes=1024)
     for _ in range(5):

@@ -48,6 +48,10 @@ class BoundedConnection(HttpToolsProtocol):
         if not self._in_head:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are no headers: nothing that stands before us has looked at them
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
