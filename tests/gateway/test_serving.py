@@ -267,6 +267,24 @@ async def test_trailers_are_not_taken_for_headers(start: Start, cluster: Cluster
     assert run.request.user_id is None
 
 
+async def flood(writer: asyncio.StreamWriter, piece: bytes) -> None:
+    for _ in range(1000):
+        writer.write(piece)
+        await writer.drain()
+
+
+@pytest.mark.parametrize("line", [b"a: b\r\n", b"b"], ids=["many", "long"])
+async def test_trailers_that_do_not_end_end_the_connection(start: Start, line: bytes) -> None:
+    live = await start(api_keys="key-of-ours")
+    host, port = live.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    with closing(writer):
+        writer.write(b"GET /v1/runs HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: ")
+        assert (await reader.read(12)) == b"HTTP/1.1 401"
+        with pytest.raises(ConnectionError):
+            await flood(writer, line * 10_000)
+
+
 async def test_an_over_long_body_is_read_away_so_that_its_sender_reads_the_answer(start: Start) -> None:
     live = await start(max_payload_bytes=1024)
     for _ in range(5):

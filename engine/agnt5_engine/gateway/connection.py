@@ -1,4 +1,5 @@
-"""One HTTP connection, bounded: a head that comes too slowly or is too large, and a peer that does not read, end it."""
+"""One HTTP connection, bounded: a head that comes too slowly or is too large, trailers that do not end, and a peer that
+does not read, end it."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._in_head = True
+        self._got_on = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,11 +39,16 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._got_on = False
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        # What neither ends a head nor brings a body is more of a head, or of trailers: the parser holds lines of both.
+        if (self._in_head or not self._got_on) and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
-                self._refuse(431, "headers-too-large", f"The head of a request is at most {HEAD_BYTES} bytes.")
+                if self._in_head:
+                    self._refuse(431, "headers-too-large", f"The head of a request is at most {HEAD_BYTES} bytes.")
+                else:
+                    self.transport.close()  # the request may have been answered already
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -54,11 +61,17 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._got_on = True
         self._head_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._got_on = True
+        self._head_bytes = 0
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         super().pause_writing()
