@@ -232,6 +232,24 @@ def test_dead_letters_are_listed_shown_and_redriven_by_filter(agnt5: Agnt5, back
     assert mixed.json["items"] == [{"id": "0-2", "runs": []}, {"id": "0-9", "error": "there is no such dead letter"}]
 
 
+def test_what_came_from_outside_cannot_command_the_terminal(agnt5: Agnt5, backend: FakeBackend) -> None:
+    hostile = "\x1b]52;c;cm0=\x07\x9b2Jkey\r"
+    letter = DeadLetter(
+        id="1-0", reason="undecodable", detail=hostile, topic="orders", partition=1, offset=0, key=hostile,
+        value=hostile, time=at(0),
+    )  # fmt: skip
+    backend.cluster.letters[letter.id] = letter
+    run_id = submitted(agnt5, "signalled")
+    backend.cluster.runs[run_id].record("log", name=hostile)
+    told = [agnt5("dead-letters", "list"), agnt5("dead-letters", "show", "1-0"), agnt5("runs", "events", run_id)]
+    told.append(agnt5("run", "no-such\x1b[2J"))
+    for done in told:
+        assert "\\x1b" in done.out + done.err
+        assert not any(one in done.out + done.err for one in "\x1b\x07\x9b\r")
+    assert agnt5("dead-letters", "show", "1-0", "--json").json["key"] == hostile
+    del backend.cluster.letters[letter.id]
+
+
 def test_the_key_is_sent_and_a_missing_one_is_told(
     offline: Agnt5, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

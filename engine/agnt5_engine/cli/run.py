@@ -8,6 +8,7 @@ import typer
 
 from agnt5_engine.cli import reach, terminal
 from agnt5_engine.cli.terminal import command, print_json, print_shape, say
+from agnt5_engine.printable import printable
 
 if TYPE_CHECKING:
     from agnt5.client import Client
@@ -111,7 +112,7 @@ def line_of(event: Event) -> str:
     if told:
         text = json.dumps(told, ensure_ascii=False, default=str)
         parts.append(text if len(text) <= 160 else text[:157] + "...")
-    return "  ".join(parts)
+    return printable("  ".join(parts))
 
 
 def _input_of(client: Client, workflow: str, pairs: list[str], given: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 
 from agnt5_engine.cli.exits import FAILED, NOT_FOUND, UNREACHABLE, USAGE
+from agnt5_engine.printable import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -25,17 +26,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shapes of
 
 def say(message: str) -> None:
     """A line for the person at the terminal, on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Say what is wrong and exit."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {printable(message)}", err=True)
     raise typer.Exit(code)
 
 
 def warn(message: str) -> None:
-    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+    typer.echo(f"{typer.style('warning:', fg='yellow', bold=True)} {printable(message)}", err=True)
 
 
 def print_shape(shape: BaseModel) -> None:
@@ -56,7 +57,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=None if number else _widest(rows))
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
     stdout().print(table)
 
 
@@ -70,7 +71,8 @@ def print_fields(fields: Sequence[tuple[str, Any]]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields:
         if value is not None and value not in ("", []):
-            table.add_row(name, Text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            table.add_row(name, Text(printable(text)))
     stdout().print(table)
 
 
