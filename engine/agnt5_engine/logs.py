@@ -20,6 +20,7 @@ from pydantic import SecretBytes, SecretStr
 from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from agnt5_engine.printable import printable
 from agnt5_engine.settings import Settings
 
 MASK = "***"
@@ -52,12 +53,14 @@ def configure_logs(settings: Settings, stream: TextIO | None = None) -> None:
     ]
     render: list[Processor] = (
         [
+            structlog.processors.format_exc_info,
+            _shown,
             structlog.dev.ConsoleRenderer(
                 colors=out.isatty(),
                 timestamp_key="time",
                 # The default one prints local variables, which may hold anything.
                 exception_formatter=structlog.dev.plain_traceback,
-            )
+            ),
         ]
         if console
         else [structlog.processors.format_exc_info, _ordered, structlog.processors.JSONRenderer(default=str)]
@@ -135,6 +138,16 @@ def _masked(value: Any) -> Any:
             return f"<{len(value)} bytes>"
         case _:
             return value
+
+
+def _shown(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Text may come from outside: it neither commands the terminal nor begins a line that looks like an event's."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            text = printable(value)
+            # Other fields are quoted when they have several lines.
+            event[name] = text.replace("\n", "\n    ") if name in ("event", "exception") else text
+    return event
 
 
 def _ordered(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -92,6 +92,23 @@ def test_no_secret_reaches_a_line(log_format: str) -> None:
     assert "RuntimeError" in text
 
 
+def test_text_from_outside_neither_commands_the_console_nor_forges_a_line() -> None:
+    stream = configured(log_format="console")
+    hostile = "\x1b]52;c;cm0=\x07\x9b2J\n2026-01-01T00:00:00Z [info     ] all is well\r"
+    log = structlog.stdlib.get_logger("engine")
+    log.info(f"charging {hostile}", topic="\x1b[2J", held={"x": [hostile]})
+    logging.getLogger("library").warning("no topic %s", hostile)
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        log.exception("c")
+    text = stream.getvalue()
+    assert not any(one in text for one in "\x1b\x07\x9b\r")
+    assert r"topic=\x1b[2J" in text
+    assert r"ValueError: \x1b]52" in text
+    assert "\n2026-01-01" not in text
+
+
 def test_other_peoples_loggers_stay_what_they_were() -> None:
     configured()
     assert type(logging.getLogger("one.that.was.not.there.before")) is logging.Logger
