@@ -235,3 +235,13 @@ async def test_keys_travel_with_a_forwarded_request(make_group: MakeGroup) -> No
         assert (await one.http.get(f"/v1/runs/{run_id}", headers={"X-API-KEY": "reader"})).status_code == 200
     listed = await one.http.get("/v1/runs", headers={"Authorization": "Bearer reader"})
     assert {run["run_id"] for run in listed.json()["items"]} == ids
+
+
+async def test_a_header_that_comes_twice_means_the_same_wherever_the_run_lives(group: Group) -> None:
+    one, two = group.processors
+    twice = [("X-User-ID", "ada"), ("X-User-ID", "bob")]
+    while not (one.engine.starts > 4 and two.engine.starts > 4):
+        answer = await one.http.post("/v1/workflows/nothing/submit", headers=twice)
+        assert answer.status_code == 202
+    users = {run["user_id"] for run in (await one.http.get("/v1/runs")).json()["items"]}
+    assert users == {"ada"}

@@ -217,7 +217,7 @@ class Owners:
     async def _events_at(self, request: Request, url: str, run_id: str, after: int) -> AsyncGenerator[Event, None]:
         path = f"/v1/runs/{run_id}/events"
         headers = self._headers(request, Hop(), path)
-        headers |= {b"last-event-id": str(after).encode(), b"accept": b"text/event-stream"}
+        headers["last-event-id"], headers["accept"] = str(after), "text/event-stream"
         outgoing = self.client.build_request(
             "GET", url + path, params={"follow": "1"}, headers=headers, timeout=httpx.Timeout(10.0, read=60.0)
         )
@@ -269,12 +269,11 @@ class Owners:
         FORWARDED.labels("answered").inc()
         return answer
 
-    def _headers(self, request: Request, hop: Hop, path: str) -> dict[bytes, bytes]:
-        """The request's own headers, byte for byte, and ours."""
+    def _headers(self, request: Request, hop: Hop, path: str) -> httpx.Headers:
+        """The request's own headers, byte for byte (one that came twice means there what it means here), and ours."""
         named = {name.strip().encode("latin-1") for name in request.headers.get("connection", "").lower().split(",")}
-        headers = {name: value for name, value in request.headers.raw if name not in _NOT_COPIED and name not in named}
-        headers[HEADER.encode()] = self._signer.write(hop, path).encode()
-        return headers
+        own = [(name, value) for name, value in request.headers.raw if name not in _NOT_COPIED and name not in named]
+        return httpx.Headers([*own, (HEADER.encode(), self._signer.write(hop, path).encode())])
 
     def _unreachable(self, error: NotHere, failure: httpx.TransportError) -> Exception:
         log.info("http.owner_lost", url=error.url, partition=error.partition, error=type(failure).__name__)
