@@ -241,3 +241,39 @@ async def test_a_cursor_of_another_list_or_run_is_refused_by_a_history(engine: E
         ]
     assert [event["type"] for event in rest.json()["items"]] == ["run.completed"]
     assert [answer.status_code for answer in refused] == [422, 422], [answer.text for answer in refused]
+
+
+@workflow
+async def ends_at_once(ctx: WorkflowContext) -> None: ...
+
+
+async def test_a_list_that_hardly_a_run_matches_leaves_the_processor_to_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnt5_engine.serving.local.TURN_SECONDS", 0.0)
+    ids = {run.run_id for run in await asyncio.gather(*(engine.run("ends_at_once") for _ in range(300)))}
+    await engine.restart()  # all of them are only in the table
+    listing = asyncio.create_task(
+        engine.processor.runs(status="failed", workflow=None, session_id=None, limit=10, before=None)
+    )
+    turns = 0
+    while not listing.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert (await listing).items == []
+    assert turns >= len(ids)
+
+
+async def test_a_list_has_each_run_once_while_runs_come_to_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnt5_engine.serving.local.TURN_SECONDS", 0.0)
+    ids = sorted([(await engine.run("ends_at_once")).run_id for _ in range(50)])
+    await engine.restart()
+    listing = asyncio.create_task(
+        engine.processor.runs(status=None, workflow=None, session_id=None, limit=1000, before=None)
+    )
+    for run_id in ids:
+        assert await engine.processor.events(run_id)
+        await asyncio.sleep(0)
+    assert sorted(run.run_id for run in (await listing).items) == ids

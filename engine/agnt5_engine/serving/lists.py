@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from agnt5.replay.protocol import UserAsk
 from agnt5_engine.partition.owner import Owner
@@ -15,11 +15,12 @@ Position = tuple[int, str]
 
 
 def newest_first(owner: Owner, before: Position | None) -> Iterator[Run]:
-    """The partition's runs, each once."""
+    """The runs that the partition has when this begins, each once, whatever moves between table and memory meanwhile.
+    When the partition closes, they end early."""
     state = owner.state
     live = [run for run in state.runs.values() if before is None or (run.created_at, run.run_id) < before]
-    in_memory = iter(sorted(live, key=_newest, reverse=True))
-    merged = heapq.merge(in_memory, _stored(owner, before), key=_newest, reverse=True)
+    stored = _stored(owner, before, {run.run_id for run in live})
+    merged = heapq.merge(sorted(live, key=_newest, reverse=True), stored, key=_newest, reverse=True)
     for run in merged:
         if run.finished_at is None or run.finished_at + state.retention_ms >= state.now:
             yield run
@@ -29,9 +30,9 @@ def _newest(run: Run) -> Position:
     return (run.created_at, run.run_id)
 
 
-def _stored(owner: Owner, before: Position | None) -> Iterator[Run]:
-    """Runs that are only in the table. Within one millisecond the table has them by ascending ID: they are turned
-    round."""
+def _stored(owner: Owner, before: Position | None, live: Set[str]) -> Iterator[Run]:
+    """Runs in the table that are not among the `live` ones. Within one millisecond the table has them by ascending ID:
+    they are turned round."""
     state = owner.state
     after = table.created_key(before[0] + 1, b"") if before is not None else None
     same: list[Run] = []
@@ -39,7 +40,7 @@ def _stored(owner: Owner, before: Position | None) -> Iterator[Run]:
         created_at, run_id = table.created_of(key)
         if before is not None and (created_at, run_id) >= before:
             continue
-        if run_id in state.runs:
+        if run_id in live:
             continue
         run = state.peek(run_id)
         if run is None:

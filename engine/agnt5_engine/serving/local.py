@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import islice
+from time import monotonic
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -35,6 +35,9 @@ from agnt5_engine.runs.history import public_events, replayed
 from agnt5_engine.serving.lists import newest_first, questions
 from agnt5_engine.serving.views import approval_view, event_view, run_view, status_of
 from agnt5_engine.transport.base import TooLargeError
+
+TURN_SECONDS = 0.005
+"""How long a list may keep the loop to itself."""
 
 
 def request_run_id(request: StartRequest) -> str:
@@ -234,17 +237,18 @@ class LocalRuns:
         if before is not None:
             created, _, run_id = before.partition("/")
             position = (int(created), run_id)
-        found: list[model.Run] = []
-        more = False
-        for owner in self._owners():
-            wanted = (
-                run
-                for run in newest_first(owner, position)
-                if (status is None or status_of(run) == status)
+
+        def wanted(run: model.Run) -> bool:
+            return (
+                (status is None or status_of(run) == status)
                 and (workflow is None or run.workflow == workflow)
                 and (session_id is None or run.session == session_id)
             )
-            found += islice(wanted, limit + 1)
+
+        found: list[model.Run] = []
+        owners: list[Owner] = []
+        while owners != (owners := list(self._owners())):  # one that came or went meanwhile: once more
+            found = [run for owner in owners for run in await _first(limit + 1, newest_first(owner, position), wanted)]
         found.sort(key=lambda run: (run.created_at, run.run_id), reverse=True)
         more = len(found) > limit
         found = found[:limit]
@@ -254,6 +258,21 @@ class LocalRuns:
     async def approvals(self) -> list[Approval]:
         found = [approval_view(*q) for owner in self._owners() for q in questions(owner)]
         return sorted(found, key=lambda a: (a.asked_at, a.run_id, a.entry))
+
+
+async def _first(count: int, runs: Iterator[model.Run], wanted: Callable[[model.Run], bool]) -> list[model.Run]:
+    """The first of the runs that are wanted. Others get their turns: there may be millions, and few that match."""
+    found: list[model.Run] = []
+    pause = monotonic() + TURN_SECONDS
+    for run in runs:
+        if wanted(run):
+            found.append(run)
+            if len(found) == count:
+                break
+        if monotonic() >= pause:
+            await asyncio.sleep(0)
+            pause = monotonic() + TURN_SECONDS
+    return found
 
 
 def _outcome(run: model.Run) -> Outcome | None:
