@@ -168,8 +168,11 @@ class _Scrubber:
 
 
 def _secret_values(settings: Settings) -> list[str]:
-    found = [settings.kafka_sasl_password, settings.kafka_ssl_key_password, settings.api_key, settings.payload_keys]
+    found = [settings.kafka_sasl_password, settings.kafka_ssl_key_password, settings.api_key]
     for secrets in settings.webhook_secrets.values():
         found += secrets
+    values = [secret.get_secret_value() for secret in found if secret]
+    if settings.payload_keys:  # ID:KEY, several by comma
+        values += [part.partition(":")[2].strip() for part in settings.payload_keys.get_secret_value().split(",")]
     # Shorter ones would blacken ordinary words.
-    return [value for secret in found if secret and len(value := secret.get_secret_value()) >= 6]
+    return [value for value in values if len(value) >= 6]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import logging
@@ -12,6 +13,8 @@ from pydantic import SecretStr
 
 from agnt5_engine.logs import bound, configure_logs
 from agnt5_engine.settings import load_settings
+
+NEW_KEY, OLD_KEY = (base64.b64encode(bytes(range(first, first + 32))).decode() for first in (1, 100))
 
 
 @pytest.fixture(autouse=True)
@@ -74,18 +77,20 @@ def test_no_secret_reaches_a_line(log_format: str) -> None:
         kafka_sasl_username="me",
         kafka_sasl_password='hunter"2-long',
         webhook_secrets={"stripe": "whsec_long_one"},
+        payload_keys=f"new:{NEW_KEY}, old:{OLD_KEY}",
     )
     log = structlog.stdlib.get_logger("engine")
     log.info("a", password="visible-1", headers={"X-API-KEY": "visible-2", "accept": "json"}, token_count=3)
     log.info("b", url="https://me:visible-3@registry.example/x", held=SecretStr("visible-4"), key=b"visible-5")
     log.info('it said hunter"2-long and whsec_long_one', text=['hunter"2-long'])
+    log.info(f"opened with {NEW_KEY}, not {OLD_KEY}")
     try:
         raise RuntimeError('login with hunter"2-long failed')
     except RuntimeError:
         log.exception("c")
     logging.getLogger("library").error("Authorization failed for %s", "whsec_long_one")
     text = stream.getvalue()
-    for secret in ("visible", 'hunter"2', 'hunter\\"2', "whsec_long"):
+    for secret in ("visible", 'hunter"2', 'hunter\\"2', "whsec_long", NEW_KEY, OLD_KEY):
         assert secret not in text
     assert "token_count" in text
     assert "json" in text
