@@ -240,6 +240,11 @@ async def test_a_body_that_comes_too_slowly_is_refused(start: Start, monkeypatch
         (b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            b"POST /v1/events HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %b2\r\n\r\n{}"
+            % (b"0" * 5000),
+            422,
+        ),
         (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 600_000, 431),
         (b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx: " + b"y" * 60_000 + b"\r\n\r\n", 431),
     ],
