@@ -228,6 +228,24 @@ async def test_a_stream_brings_what_a_run_says_from_its_start_to_its_end(engine:
     assert events[-1]["type"] == "run.completed"
 
 
+@workflow
+async def logs_what_no_json_can_hold(ctx: WorkflowContext) -> None:
+    ctx.logger.warning("file \udcff", extra={"cause": ValueError("it broke"), "sizes": {"a": 1}, "raw": b"\xff"})
+    ctx.progress(0.9, "almost \ud800")
+
+
+async def test_a_stream_goes_on_after_a_log_line_that_no_json_can_hold(engine: Engine) -> None:
+    app = create_app(engine.processor, engine.settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        answer = await http.post("/v1/workflows/logs_what_no_json_can_hold/stream", json={})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+    [logged] = [event["data"] for event in events if event["type"] == "log"]
+    assert (logged["message"], logged["cause"], logged["sizes"]) == ("file ?", "it broke", {"a": 1})
+    [progress] = [event["data"] for event in events if event["type"] == "progress.update"]
+    assert progress == {"fraction": 0.9, "message": "almost ?"}
+    assert events[-1]["type"] == "run.completed"
+
+
 async def test_a_cursor_of_another_list_or_run_is_refused_by_a_history(engine: Engine) -> None:
     app = create_app(engine.processor, engine.settings)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
