@@ -224,6 +224,38 @@ async def test_requests_whose_time_runs_out_at_the_same_moment_can_all_be_tried_
     await client.close()
 
 
+async def test_a_connection_that_its_broker_has_ended_is_closed_when_another_is_made_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """aiokafka only forgets it when it is asked for before its reader has seen the end: its socket stayed open, and
+    whoever had sent something over it waited until the time for an answer was over."""
+    client = wire_module.Client(bootstrap_servers="anywhere:9092", request_timeout_ms=60_000)
+    client.cluster.update_metadata(MetadataResponse_v0([(1, "anywhere", 9092)], []))
+    readers, writers = [], []
+
+    async def connect(*_: Any, **__: Any) -> AIOKafkaConnection:
+        connection = AIOKafkaConnection("anywhere", 9092, request_timeout_ms=60_000)
+        connection._reader, connection._writer = asyncio.StreamReader(), Mock()
+        connection._read_task = asyncio.get_running_loop().create_future()
+        connection._closed_fut = asyncio.gather()  # done
+        connection._versions = {3: (0, 0)}
+        readers.append(connection._reader)
+        writers.append(connection._writer)
+        return connection
+
+    monkeypatch.setattr("aiokafka.client.create_conn", connect)
+    asking = asyncio.create_task(client.send(1, MetadataRequest([], allow_auto_topic_creation=True)))
+    while not (writers and writers[0].write.called):
+        await asyncio.sleep(0)
+    readers[0].feed_eof()
+    assert await client.ready(1)
+    assert len(writers) == 2
+    assert writers[0].close.called
+    with pytest.raises(errors.KafkaConnectionError):
+        await asyncio.wait_for(asking, 10)
+    await client.close()
+
+
 async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed_too(
     kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +277,28 @@ async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed
     let.set()  # however long that takes
     assert await connecting is None
     assert not any(connection.connected() for connection in client._conns.values())
+
+
+async def test_a_connection_that_takes_longer_to_make_than_its_client_to_close_is_closed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one does to a broker that is frozen."""
+    client = wire_module.Client(bootstrap_servers="anywhere:9092")
+    client.cluster.update_metadata(MetadataResponse_v0([(1, "anywhere", 9092)], []))
+    made, let, connection = asyncio.Event(), asyncio.Event(), Mock()
+
+    async def slowly(*_: Any, **__: Any) -> Any:
+        made.set()
+        await let.wait()
+        return connection
+
+    monkeypatch.setattr("aiokafka.client.create_conn", slowly)
+    connecting = asyncio.create_task(client.ready(1))
+    await made.wait()
+    await client.close()
+    let.set()
+    await connecting
+    assert connection.close.called
 
 
 async def test_whoever_is_still_at_work_with_a_closed_client_gets_no_connection(kafka: str) -> None:

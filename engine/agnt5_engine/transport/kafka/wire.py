@@ -18,8 +18,8 @@ from typing import Any
 
 import structlog
 from aiokafka import errors
-from aiokafka.client import AIOKafkaClient, CoordinationType
-from aiokafka.conn import create_conn
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.conn import CloseReason, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from agnt5_engine.transport.base import BadTopicError, RetriableError, TopicPartition, TransportError
@@ -93,6 +93,10 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
     async def _get_conn(self, node_id: int, **options: Any) -> Any:
         if self._over:
             return None
+        known = self._conns.get((node_id, options.get("group", ConnectionGroup.DEFAULT)))
+        if known is not None and not known.connected():
+            # The broker has ended it. aiokafka would only forget it, unclosed and with all who wait for its answers.
+            known.close(reason=CloseReason.CONNECTION_BROKEN)
         connection = await super()._get_conn(node_id, **options)
         if self._over and connection is not None:  # made while this was closed
             connection.close()
