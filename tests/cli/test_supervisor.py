@@ -35,7 +35,9 @@ while True:
 SUPERVISOR = """
 import sys
 from agnt5_engine.cli import supervisor
-supervisor.FIRST_DELAY, supervisor.LONGEST_DELAY, supervisor.GRACE_SECONDS = 0.01, 0.02, 0.5
+supervisor.FIRST_DELAY, supervisor.LONGEST_DELAY = 0.01, 0.02
+if sys.argv[2] == "deaf":
+    supervisor.GRACE_SECONDS = 0.5
 places = [{"PLACE": str(number)} for number in range(int(sys.argv[1]))]
 sys.exit(supervisor.supervise([sys.executable, "child.py", sys.argv[2]], places))
 """

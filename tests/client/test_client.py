@@ -272,7 +272,7 @@ async def test_whoever_waits_for_so_long_is_not_kept_longer_by_the_clients_patie
         begun = time.monotonic()
         with pytest.raises(UnavailableError):
             getattr(client, method)("a", timeout=1)
-    assert 0.5 < time.monotonic() - begun < 3
+    assert 0.5 < time.monotonic() - begun < 20, "and not for the minute of its patience"
 
 
 async def test_calls_that_fail_together_all_turn_to_the_address_that_answers() -> None:
@@ -327,11 +327,11 @@ async def test_a_call_that_one_processor_cannot_do_just_now_is_done_by_the_next(
         return httpx.Response(200, json={"items": []})
 
     urls = ["http://cut-off", "http://there"]
-    with Client(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client:
+    with Client(urls, patience=5, transport=httpx.MockTransport(serve)) as client:
         client.workflows()
-    with Client(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client, pytest.raises(InvalidError):
+    with Client(urls, patience=5, transport=httpx.MockTransport(serve)) as client, pytest.raises(InvalidError):
         list(client.stream("w", {}))
-    async with AsyncClient(urls, patience=0.5, transport=httpx.MockTransport(serve)) as client:
+    async with AsyncClient(urls, patience=5, transport=httpx.MockTransport(serve)) as client:
         await asyncio.gather(client.workflows(), client.workflows())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from typing import Any
 
 import pytest
@@ -39,8 +40,9 @@ def test_the_timers_foreseen_are_the_next_to_be_due(delays: list[int], most: int
 
 
 async def test_runs_about_to_wake_are_brought_into_memory_and_stay_until_they_have(engine: Engine) -> None:
-    soon = [await engine.submit("dozes", b'{"seconds": 3.0}') for _ in range(40)]
     later = [await engine.submit("dozes", b'{"seconds": 3600}') for _ in range(40)]
+    wake = time.time() + 6  # all at once, and not before all have been submitted and the engine is back
+    soon = [await engine.submit("dozes", b'{"seconds": %f}' % (wake - time.time())) for _ in range(40)]
     await engine.restart()
     states = [owner.state for owner in engine.processor._owners.values()]
 
@@ -65,7 +67,7 @@ async def test_runs_about_to_wake_are_brought_into_memory_and_stay_until_they_ha
 async def test_a_run_that_cannot_be_brought_back_beforehand_keeps_no_other_from_it(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_ids = [await engine.submit("dozes", b'{"seconds": 2.5}') for _ in range(3)]
+    run_ids = [await engine.submit("dozes", b'{"seconds": 5}') for _ in range(3)]  # not foreseen yet
     states = [owner.state for owner in engine.processor._owners.values()]
     for owner in engine.processor._owners.values():
         await owner.checkpoints.write()

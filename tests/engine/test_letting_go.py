@@ -36,11 +36,12 @@ async def charges(ctx: WorkflowContext) -> int:
     return await ctx.step(charge)
 
 
-ENOUGH = threading.Event()
+BEGUN, ENOUGH = threading.Event(), threading.Event()
 
 
 @function
 async def does_not_stop(ctx: FunctionContext) -> None:
+    BEGUN.set()
     while not ENOUGH.is_set():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.05)
@@ -146,10 +147,11 @@ async def test_code_that_does_not_stop_when_it_is_cancelled_keeps_no_partition_f
     engine: Engine, workflow_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stopping, "_SECONDS", 0.5)
+    BEGUN.clear()
     ENOUGH.clear()
     processor = engine.processor
     owner = processor.local.owner(await engine.submit(workflow_name))
-    await asyncio.sleep(0.2)  # it has begun
+    assert await asyncio.to_thread(BEGUN.wait, 10)
     try:
         await asyncio.wait_for(processor._give_up(processor.owned(), save=True), 10)
     finally:

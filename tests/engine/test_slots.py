@@ -144,11 +144,13 @@ async def test_an_in_place_call_that_is_interrupted_before_it_has_begun_is_forgo
 
 
 HANGS = """
+import pathlib
 import threading
 from agnt5 import WorkflowContext, function, workflow
 
 @function
 def hangs() -> None:
+    pathlib.Path(__file__).with_name("begun").touch()
     threading.Event().wait()
 
 @workflow
@@ -161,11 +163,9 @@ def test_a_plain_function_that_hangs_does_not_keep_the_process_from_ending(tmp_p
     module = tmp_path / "hangs_app.py"
     module.write_text(HANGS)
     with ProcessorProcess(module, tmp_path / "data") as processor:
-        answer = httpx.post(f"{processor.url}/v1/workflows/waits/submit", json={}, timeout=30).raise_for_status()
-        run = f"{processor.url}/v1/runs/{answer.json()['run_id']}"
-        while not httpx.get(run, timeout=30).json()["waiting_on"]:
+        httpx.post(f"{processor.url}/v1/workflows/waits/submit", json={}, timeout=30).raise_for_status()
+        while not (tmp_path / "begun").exists():
             time.sleep(0.05)
-        time.sleep(0.5)  # for its thread to begin
         processor.signal(signal.SIGTERM)
         assert processor.process is not None
         assert processor.process.wait(20) == 0

@@ -90,12 +90,10 @@ async def test_a_client_that_waits_for_a_run_whose_owner_is_killed_gets_the_resu
     headers = {"Idempotency-Key": "k"}
     while True:  # a run that lives at `two`, waited for at `one`
         waiting = asyncio.create_task(one.http.post("/v1/workflows/signalled/run", json={}, headers=headers))
-        await asyncio.sleep(0.05)
-        [run_id] = [
-            run.run_id
-            for run in group.cluster.runs.values()
-            if run.request.dedupe == f"http:{headers['Idempotency-Key']}"
-        ]
+        dedupe = f"http:{headers['Idempotency-Key']}"
+        while not (found := [run.run_id for run in group.cluster.runs.values() if run.request.dedupe == dedupe]):
+            await asyncio.sleep(0.01)
+        [run_id] = found
         if group.cluster.partition_of(run_id) in two.engine.owned():
             break
         waiting.cancel()

@@ -84,7 +84,7 @@ async def read(live: Live, path: str, seen: list[int], after: int = 0, stop_afte
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

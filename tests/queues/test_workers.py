@@ -109,7 +109,7 @@ async def test_a_killed_workers_steps_run_elsewhere_and_finished_ones_are_not_re
     async with pool.processor() as engine:
         done = await pool.start(engine, "one", "done")
         await engine.finished(done)
-        young = await pool.start(engine, "one", "young", seconds=0.8)
+        young = await pool.start(engine, "one", "young", seconds=3)
         await until(begun(pool, "young"))
         first.kill()
         second = pool.worker()

@@ -196,7 +196,7 @@ async def test_a_log_that_cannot_be_read_ends_the_membership_and_is_told(
 async def test_events_that_retention_took_before_they_were_read_are_passed_over_with_a_warning(
     log: EmbeddedLog, directory: Directory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await log.create([spec("short", retention_ms=50)], 1)
+    await log.create([spec("short", retention_ms=1500)], 1)
     short = TopicPartition("short", 0)
     sink = NotingSink("journal")
     sink.membership = membership = directory.join("g", "journal", 2, ["short"], sink)
@@ -204,7 +204,7 @@ async def test_events_that_retention_took_before_they_were_read_are_passed_over_
     await sink.until(lambda: bool(sink.assignments))
     membership.pause(short)
     await log.append(short, [Message(b"old", b"")] * 5)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1.6)
     await log.append(short, [Message(b"new", b"")] * 5)
     await log.cleaner.round()
     assert await log.bounds(short) == (5, 10)
