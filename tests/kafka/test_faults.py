@@ -303,6 +303,21 @@ async def test_a_connection_that_takes_longer_to_make_than_its_client_to_close_i
     assert connection.close.called
 
 
+async def test_a_client_closes_its_connections_also_when_it_failed_to_follow_the_metadata() -> None:
+    client, connection = wire_module.Client(bootstrap_servers="anywhere:9092"), Mock()
+    connection.close.return_value = asyncio.gather()  # done
+
+    async def fails() -> None:
+        raise ValueError("an answer that cannot be read")
+
+    client._conns[1, "default"] = connection
+    client._sync_task = asyncio.create_task(fails())
+    await asyncio.wait([client._sync_task])
+    with pytest.raises(ValueError, match="cannot be read"):
+        await client.close()
+    assert connection.close.called
+
+
 async def test_whoever_is_still_at_work_with_a_closed_client_gets_no_connection(kafka: str) -> None:
     client = wire_module.Client(bootstrap_servers=kafka)
     await client.bootstrap()

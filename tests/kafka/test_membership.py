@@ -90,6 +90,28 @@ async def test_a_restarted_member_has_its_partitions_back_without_a_rebalance_an
     await b.stop(leave=True)
 
 
+async def test_a_member_that_stops_closes_its_connections_on_the_loop_that_made_them(
+    log: KafkaLog, fresh: Any, kafka: str
+) -> None:
+    group, journal = fresh("g"), fresh("journal")
+    await make_journal(log, journal)
+    a = await Processor(kafka, group, journal, "a").start()
+    await until(lambda: a.sink.journal_partitions() == ALL)
+    thread = a.membership._consumer._thread  # type: ignore[attr-defined]
+    client, loops = thread._ensure_consumer()._client, []
+    close = client.close
+
+    async def noted() -> None:
+        loops.append(asyncio.get_running_loop())
+        await close()
+
+    client.close = noted
+    thread.close()  # as Faust does at any time
+    await a.stop(leave=True)
+    assert loops == [thread.thread_loop]
+    assert not any(connection.connected() for connection in client._conns.values())
+
+
 async def test_when_a_member_is_killed_another_takes_over_within_the_session_timeout(
     log: KafkaLog, fresh: Any, kafka: str
 ) -> None:

@@ -148,6 +148,10 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             log.debug("consumer.abandoned", error=repr(error))
             await self._abandon()
 
+    def close(self) -> None:
+        """Stock Faust would close the client here from the engine's loop, which is not the client's, and leave its
+        connections open when that fails: `on_thread_stop` closes it."""
+
     async def _abandon(self) -> None:
         consumer = self._consumer
         if consumer is None:

@@ -114,6 +114,8 @@ class Client(AIOKafkaClient):  # type: ignore[misc]
         """Close every connection; one that somebody is just making is closed as soon as it is made. Whoever waits for
         metadata is told that there is none."""
         self._over = True
+        for connection in list(self._conns.values()):  # at once: what follows may fail, or be given up
+            connection.close()
         await super().close()
         asked, self._md_update_fut = self._md_update_fut, None  # type: ignore[has-type]
         if asked is not None and not asked.done():
