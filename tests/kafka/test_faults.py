@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 from aiokafka import errors
-from aiokafka.conn import AIOKafkaConnection, create_conn
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest, MetadataResponse_v0
 
 from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
@@ -194,6 +194,16 @@ async def test_brokers_that_were_all_replaced_are_found_again_by_whoever_asks_an
     await wire.close()
 
 
+def silent(timeout_ms: int) -> AIOKafkaConnection:
+    """A connection, made, over which no answer ever comes."""
+    connection = AIOKafkaConnection("anywhere", 9092, request_timeout_ms=timeout_ms)
+    connection._reader, connection._writer = asyncio.StreamReader(), Mock()
+    connection._read_task = asyncio.get_running_loop().create_future()
+    connection._closed_fut = asyncio.gather()  # done
+    connection._versions = {3: (0, 0)}
+    return connection
+
+
 async def test_requests_whose_time_runs_out_at_the_same_moment_can_all_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -203,12 +213,7 @@ async def test_requests_whose_time_runs_out_at_the_same_moment_can_all_be_tried_
 
     async def connect(*_: Any, **__: Any) -> AIOKafkaConnection:
         await asyncio.sleep(0.01)
-        connection = AIOKafkaConnection("anywhere", 9092, request_timeout_ms=100)
-        connection._reader, connection._writer = asyncio.StreamReader(), Mock()
-        connection._read_task = asyncio.get_running_loop().create_future()
-        connection._closed_fut = asyncio.gather()  # done
-        connection._versions = {3: (0, 0)}
-        return connection
+        return silent(100)
 
     monkeypatch.setattr("aiokafka.client.create_conn", connect)
 
@@ -236,11 +241,7 @@ async def test_a_connection_that_its_broker_has_ended_is_closed_when_another_is_
     readers, writers = [], []
 
     async def connect(*_: Any, **__: Any) -> AIOKafkaConnection:
-        connection = AIOKafkaConnection("anywhere", 9092, request_timeout_ms=60_000)
-        connection._reader, connection._writer = asyncio.StreamReader(), Mock()
-        connection._read_task = asyncio.get_running_loop().create_future()
-        connection._closed_fut = asyncio.gather()  # done
-        connection._versions = {3: (0, 0)}
+        connection = silent(60_000)
         readers.append(connection._reader)
         writers.append(connection._writer)
         return connection
@@ -256,29 +257,6 @@ async def test_a_connection_that_its_broker_has_ended_is_closed_when_another_is_
     with pytest.raises(errors.KafkaConnectionError):
         await asyncio.wait_for(asking, 10)
     await client.close()
-
-
-async def test_a_connection_that_is_being_made_while_its_client_closes_is_closed_too(
-    kafka: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = wire_module.Client(bootstrap_servers=kafka)
-    await client.bootstrap()
-    made, let = asyncio.Event(), asyncio.Event()
-
-    async def slowly(*args: Any, **options: Any) -> Any:
-        connection = await create_conn(*args, **options)
-        made.set()
-        await let.wait()
-        return connection
-
-    monkeypatch.setattr("aiokafka.client.create_conn", slowly)
-    (node,) = [broker.nodeId for broker in client.cluster.brokers()]
-    connecting = asyncio.create_task(client._get_conn(node))
-    await made.wait()
-    await client.close()
-    let.set()  # however long that takes
-    assert await connecting is None
-    assert not any(connection.connected() for connection in client._conns.values())
 
 
 async def test_a_connection_that_takes_longer_to_make_than_its_client_to_close_is_closed_too(
