@@ -35,7 +35,7 @@ class Slot:
             self.number = number
             self._files = [file]
             self.folder = folder / str(number)
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)  # for tables: payloads of runs
             self.instance_id = self._named()
             return
         taken = f"slot {fixed}" if fixed is not None else f"all {_MOST} slots"

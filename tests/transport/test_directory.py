@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from agnt5_engine.slots import Slot
 from agnt5_engine.transport.base import BadTopicError, Message, RetriableError, TopicPartition, TransportError
 from agnt5_engine.transport.embedded.log import EmbeddedLog, open_log
 from agnt5_engine.transport.embedded.store import StoreError, WriteBatch
@@ -43,6 +44,17 @@ try:
 except TransportError as error:
     sys.exit(str(error))
 """
+
+
+async def test_what_the_engine_makes_to_keep_payloads_in_is_closed_to_other_users(
+    tmp_path: Path,
+) -> None:
+    log = open_log(f"embedded://{tmp_path}/data")
+    assert (tmp_path / "data" / "log").stat().st_mode & 0o077 == 0
+    await log.close()
+    slot = Slot(tmp_path / "tables")
+    assert slot.folder.stat().st_mode & 0o077 == 0
+    slot.release()
 
 
 async def test_a_second_process_is_told_which_process_has_the_directory(tmp_path: Path) -> None:

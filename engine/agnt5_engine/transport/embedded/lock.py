@@ -25,7 +25,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self._path = path / "OWNER"
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StoreError(
