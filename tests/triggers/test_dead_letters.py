@@ -12,6 +12,8 @@ from agnt5 import registry
 from agnt5.types import event
 from agnt5.workflow import workflow
 from agnt5_engine.ports import Refused
+from agnt5_engine.records.avro import encode
+from agnt5_engine.records.journal import StepWithdrawn
 from agnt5_engine.transport import open_log
 from agnt5_engine.transport.base import Log, Message, Record, TopicPartition, TopicSpec
 from agnt5_engine.triggers.dead_letters import DeadLetters, Letter
@@ -175,17 +177,27 @@ async def test_a_letter_of_a_workflow_that_is_no_longer_triggered_is_refused() -
         await redriven(letter(1, b"{}", workflow="gone"), letter(1, b"{}").record, triggers, "agnt5.journal")
 
 
-async def test_a_journal_record_that_cannot_be_decoded_is_put_aside_and_the_partition_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (b"garbage", "garbage"),
+        (encode(StepWithdrawn("x", "0")), {"record": "StepWithdrawn", "run_id": "x", "path": "0"}),
+    ],
+    ids=["garbage", "of another topic"],
+)
+async def test_a_journal_record_that_cannot_be_read_is_put_aside_and_the_partition_goes_on(
+    tmp_path: Path, value: bytes, seen: object
+) -> None:
     @workflow(triggers=[event("orders")])
     async def order(ctx: Any, order_id: str) -> str:
         return order_id
 
     async with processor(tmp_path, partitions=1) as engine:
-        await engine.log.append(TopicPartition("agnt5.journal", 0), [Message(b"x", b"garbage")])
+        await engine.log.append(TopicPartition("agnt5.journal", 0), [Message(b"x", value)])
         await engine.publish("orders", b'{"order_id": "a"}', None, ())
         await runs_of(engine, "order", 1)
         (dead,) = await until(engine.dead_letters)
-        assert (dead.reason, dead.topic, dead.value) == ("undecodable", "agnt5.journal", "garbage")
+        assert (dead.reason, dead.topic, dead.value) == ("undecodable", "agnt5.journal", seen)
         with pytest.raises(Refused, match="still cannot be decoded"):
             await engine.redrive(dead.id)
 

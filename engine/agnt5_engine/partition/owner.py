@@ -28,7 +28,7 @@ from agnt5_engine.partition.sender import Publish, Sender
 from agnt5_engine.partition.steps import Slots, Steps
 from agnt5_engine.partition.table import Table
 from agnt5_engine.partition.timers import Timers, steady_ms
-from agnt5_engine.records.avro import NewerRecordError, RecordError, decode
+from agnt5_engine.records.avro import NewerRecordError, RecordError, decode_journal
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
 from agnt5_engine.records.sealing import SealError
@@ -267,7 +267,7 @@ class Owner:
         if offset <= self.state.applied:
             return
         try:
-            record = self._appender.sent(logged.value) or decode(logged.value or b"")
+            record = self._appender.sent(logged.value) or decode_journal(logged.value or b"")
         except (SealError, NewerRecordError) as e:
             # It is not damaged: with the key, or newer code, it can be read. Passing it over would lose it.
             raise PartitionStopped(f"partition {self.partition}, journal offset {offset}: {e}") from e

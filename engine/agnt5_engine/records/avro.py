@@ -173,6 +173,14 @@ def decode(data: bytes) -> Any:
         raise RecordError(f"damaged {version.cls.__name__}: {type(e).__name__}: {e}") from e
 
 
+def decode_journal(data: bytes) -> journal.JournalRecord:
+    """The same for what stands in a journal: anything else is a RecordError."""
+    record = decode(data)
+    if not isinstance(record, journal.JournalRecord):
+        raise RecordError(f"it is a {type(record).__name__}, which has no place in a journal")
+    return record
+
+
 def is_a(data: bytes, cls: type[Any]) -> bool:
     """Whether `data` holds a record or row of this kind, of whatever version; its body is not looked at."""
     version = _VERSIONS.get(_opened(data)[:HEADER])

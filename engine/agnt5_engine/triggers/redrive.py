@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agnt5_engine.ports import Refused, StartRequest
-from agnt5_engine.records.avro import RecordError, decode
+from agnt5_engine.records.avro import RecordError, decode_journal
 from agnt5_engine.transport.base import Message, Record, TopicPartition
 from agnt5_engine.triggers.dead_letters import UNDECODABLE, Letter
 from agnt5_engine.triggers.events import EventTriggers
@@ -44,7 +44,7 @@ async def redriven(letter: Letter, original: Record, triggers: EventTriggers, jo
 
 def _journal(letter: Letter, original: Record) -> Redriven:
     try:
-        record = decode(original.value or b"")
+        record = decode_journal(original.value or b"")
     except RecordError as error:
         raise Refused(UNDECODABLE, f"it still cannot be decoded: {error}") from None
     message = Message(original.key, original.value, original.headers)
