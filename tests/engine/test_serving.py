@@ -295,3 +295,27 @@ async def test_a_list_has_each_run_once_while_runs_come_to_memory(
         assert await engine.processor.events(run_id)
         await asyncio.sleep(0)
     assert sorted(run.run_id for run in (await listing).items) == ids
+
+
+@workflow
+async def asks(ctx: WorkflowContext) -> object:
+    return await ctx.wait_for_user("Go on?")
+
+
+async def test_a_list_of_many_questions_leaves_the_processor_to_others_and_has_each_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnt5_engine.serving.local.TURN_SECONDS", 0.0)
+    ids = sorted([await engine.submit("asks") for _ in range(50)])
+    while len(await engine.processor.approvals()) < len(ids):
+        await asyncio.sleep(0.01)
+    await engine.restart()
+    listing = asyncio.create_task(engine.processor.approvals())
+    turns = 0
+    while not listing.done():
+        if turns < len(ids):
+            await engine.processor.events(ids[turns])  # brings it to memory
+        turns += 1
+        await asyncio.sleep(0)
+    assert sorted(approval.run_id for approval in await listing) == ids
+    assert turns >= len(ids)

@@ -53,16 +53,19 @@ def _stored(owner: Owner, before: Position | None, live: Set[str]) -> Iterator[R
 
 
 def questions(owner: Owner) -> Iterator[tuple[Run, str, Pending]]:
-    """Every open question of the partition."""
+    """Every question of the partition that is open when this begins, whatever moves between table and memory
+    meanwhile; one that is answered meanwhile may be among them."""
     state = owner.state
-    for run in list(state.runs.values()):
+    live = list(state.runs.values())
+    for run in live:
         if not run.ended:
-            for path, p in run.pending.items():
+            for path, p in list(run.pending.items()):
                 if isinstance(p.ask, UserAsk):
                     yield run, path, p
+    in_memory = {run.run_id for run in live}
     for key, _ in state.rows.scan(table.BY_ASKED):
         run_id, _, path = key[9:].decode().partition("\0")
-        if run_id not in state.runs:
+        if run_id not in in_memory:
             run_ = state.peek(run_id)
             if run_ is not None and (p_ := run_.pending.get(path)) is not None:
                 yield run_, path, p_

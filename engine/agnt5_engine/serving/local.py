@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -35,6 +35,9 @@ from agnt5_engine.runs.history import public_events, replayed
 from agnt5_engine.serving.lists import newest_first, questions
 from agnt5_engine.serving.views import approval_view, event_view, run_view, status_of
 from agnt5_engine.transport.base import TooLargeError
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 TURN_SECONDS = 0.005
 """How long a list may keep the loop to itself."""
@@ -238,17 +241,18 @@ class LocalRuns:
             created, _, run_id = before.partition("/")
             position = (int(created), run_id)
 
-        def wanted(run: model.Run) -> bool:
-            return (
+        def wanted(run: model.Run) -> model.Run | None:
+            fits = (
                 (status is None or status_of(run) == status)
                 and (workflow is None or run.workflow == workflow)
                 and (session_id is None or run.session == session_id)
             )
+            return run if fits else None
 
         found: list[model.Run] = []
         owners: list[Owner] = []
         while owners != (owners := list(self._owners())):  # one that came or went meanwhile: once more
-            found = [run for owner in owners for run in await _first(limit + 1, newest_first(owner, position), wanted)]
+            found = [run for owner in owners for run in await _some(newest_first(owner, position), wanted, limit + 1)]
         found.sort(key=lambda run: (run.created_at, run.run_id), reverse=True)
         more = len(found) > limit
         found = found[:limit]
@@ -256,18 +260,22 @@ class LocalRuns:
         return Page([run_view(run) for run in found], cursor)
 
     async def approvals(self) -> list[Approval]:
-        found = [approval_view(*q) for owner in self._owners() for q in questions(owner)]
+        found: list[Approval] = []
+        owners: list[Owner] = []
+        while owners != (owners := list(self._owners())):
+            found = [a for owner in owners for a in await _some(questions(owner), lambda q: approval_view(*q))]
         return sorted(found, key=lambda a: (a.asked_at, a.run_id, a.entry))
 
 
-async def _first(count: int, runs: Iterator[model.Run], wanted: Callable[[model.Run], bool]) -> list[model.Run]:
-    """The first of the runs that are wanted. Others get their turns: there may be millions, and few that match."""
-    found: list[model.Run] = []
+async def _some(of: Iterator[T], view: Callable[[T], U | None], most: int | None = None) -> list[U]:
+    """What `view` makes of them, without None, and no more than `most`. Others get their turns: there may be millions,
+    and few that are wanted."""
+    found: list[U] = []
     pause = monotonic() + TURN_SECONDS
-    for run in runs:
-        if wanted(run):
-            found.append(run)
-            if len(found) == count:
+    for one in of:
+        if (seen := view(one)) is not None:
+            found.append(seen)
+            if len(found) == most:
                 break
         if monotonic() >= pause:
             await asyncio.sleep(0)
