@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,6 +17,7 @@ from agnt5_engine.transport.base import Message, RetriableError, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
 from agnt5_engine.transport.kafka import wire as wire_module
 from agnt5_engine.transport.kafka.members import group_members
+from agnt5_engine.transport.kafka.thread import Thread
 from tests.kafka.real_log import everything, made, plain, spec
 
 
@@ -294,6 +296,17 @@ async def test_a_client_closes_its_connections_also_when_it_failed_to_follow_the
     with pytest.raises(ValueError, match="cannot be read"):
         await client.close()
     assert connection.close.called
+
+
+async def test_a_member_whose_connections_do_not_close_in_time_ends_all_the_same() -> None:
+    """It had been waited for once, in vain: the futures that tell of it are cancelled."""
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    never.cancel()
+    client = wire_module.Client(bootstrap_servers="anywhere:9092")
+    client._conns[1, "default"] = Mock(close=lambda **_: never)
+    consumer = SimpleNamespace(_client=client, _fetcher=None, _coordinator=None)
+    member: Any = SimpleNamespace(_consumer=consumer)
+    await Thread._abandon(member)
 
 
 async def test_whoever_is_still_at_work_with_a_closed_client_gets_no_connection(kafka: str) -> None:

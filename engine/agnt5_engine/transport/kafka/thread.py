@@ -163,7 +163,8 @@ class Thread(AIOKafkaConsumerThread):  # type: ignore[misc]
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1)
-        with contextlib.suppress(Exception):
+        # Cancelled are also what was waited for above, without success: the thread ends all the same.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             await asyncio.wait_for(consumer._client.close(), 1)
 
     async def _run(self, work: Any) -> None:
