@@ -53,7 +53,7 @@ class Owner:
         self.closed = False
         self.claim = 3
         self.written: list[Any] = []
-        self.state = SimpleNamespace(run=lambda run_id: None)
+        self.state = SimpleNamespace(run=lambda run_id: None, now=0)
 
     def append(self, run_id: str, record: Any) -> None:
         self.written.append(record)
@@ -82,6 +82,20 @@ async def test_a_step_is_sent_once_and_the_journal_says_so() -> None:
     assert dispatcher.dispatch(owner, run, pending, "0")
     await dispatcher.close()
     assert len(topics.records) == 1
+
+
+async def test_a_step_that_waited_longer_for_its_pool_than_the_topic_keeps_it_is_sent_again_by_the_next_owner() -> None:
+    dispatcher, topics, owner, run, pending = made()
+    pending.dispatched = True
+    day = 86_400_000
+    owner.state.now = 14 * day
+    dispatcher.dispatch(owner, run, pending, "0")
+    owner.state.now = 14 * day + 1
+    dispatcher.dispatch(owner, run, pending, "0")
+    await until(lambda: owner.written)
+
+    assert [type(record) for record in topics.records] == [StepWithdrawn, StepCommand]
+    await dispatcher.close()
 
 
 async def test_a_step_that_its_worker_leaves_before_the_broker_has_answered_is_sent_again() -> None:

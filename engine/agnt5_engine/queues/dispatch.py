@@ -25,6 +25,7 @@ from agnt5_engine.records.routing import partition_of
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.pools import ALONE_FROM
 from agnt5_engine.settings import Settings
+from agnt5_engine.topics import keep_ms
 from agnt5_engine.transport.base import Log, Message, TooLargeError, TopicPartition, TransportError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -79,6 +80,8 @@ class Dispatcher:
         if pending.dispatched:
             if pending.beat_at is not None:
                 self._hear(owner, key)  # by the owner before; it may have fallen silent since
+            elif owner.state.now - pending.asked_at > keep_ms(self._settings):
+                self._send_again(owner, queue, run, pending, path)  # the topic may have dropped it before a worker came
             return True
         asked = (owner, *key, pending.attempt)
         if asked not in self._buffered:
@@ -211,8 +214,12 @@ class Dispatcher:
         queue = self._queue(pending) if isinstance(pending.ask, StepAsk) else None
         if queue is not None and pending.dispatched:
             log.warning("step.silent", run_id=run_id, step=path, queue=queue, hint="it is given to another worker")
-            self._send(queue, _Sent(owner, run_id, StepWithdrawn(run_id, path)))
-            self._send(queue, _Sent(owner, run_id, _command(run, pending, path)))
+            self._send_again(owner, queue, run, pending, path)
+
+    def _send_again(self, owner: Owner, queue: str, run: Run, pending: Pending, path: str) -> None:
+        """Whoever has it, or finds it before this, leaves it alone."""
+        self._send(queue, _Sent(owner, run.run_id, StepWithdrawn(run.run_id, path)))
+        self._send(queue, _Sent(owner, run.run_id, _command(run, pending, path)))
 
 
 def _command(run: Run, pending: Pending, path: str) -> StepCommand:

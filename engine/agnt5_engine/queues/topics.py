@@ -15,7 +15,7 @@ _ENVELOPE = 256 * 1024
 
 
 def steps_spec(settings: Settings, queue: str) -> TopicSpec:
-    """The topic of a queue, as the engine wants it. A command that it drops is not sent again."""
+    """The topic of a queue, as the engine wants it. A command that it drops is sent again by the next owner only."""
     return TopicSpec(
         settings.steps_topic(queue),
         settings.partitions,
