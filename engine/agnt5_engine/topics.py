@@ -21,9 +21,14 @@ def keep_ms(settings: Settings) -> int:
     return max(settings.run_retention_ms * 2, 7 * _DAY)
 
 
+def largest_bytes(settings: Settings) -> int:
+    """How large a record with one payload may be."""
+    return settings.max_payload_bytes + _ENVELOPE
+
+
 def specs(settings: Settings) -> list[TopicSpec]:
     """The topics that the engine needs, as it wants them."""
-    size = settings.max_payload_bytes + _ENVELOPE
+    size = largest_bytes(settings)
     partitions = settings.partitions
     keep = keep_ms(settings)
     return [

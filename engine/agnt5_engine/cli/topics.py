@@ -94,17 +94,12 @@ async def _applied(settings: Settings, queues: list[str]) -> list[dict[str, Any]
 
 def _wanted(settings: Settings, queues: list[str]) -> list[TopicSpec]:
     from agnt5_engine import topics
-    from agnt5_engine.transport.base import TopicSpec
+    from agnt5_engine.queues.topics import steps_spec
 
-    wanted = topics.specs(settings)
-    size = wanted[0].max_message_bytes
-    for queue in queues:
-        try:
-            name = settings.steps_topic(queue)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        wanted.append(TopicSpec(name, settings.partitions, "delete", topics.keep_ms(settings), size))
-    return wanted
+    try:
+        return [*topics.specs(settings), *(steps_spec(settings, queue) for queue in queues)]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _row(spec: TopicSpec, info: TopicInfo | None) -> dict[str, Any]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import structlog
 
 from agnt5_engine.settings import Settings
-from agnt5_engine.topics import keep_ms
+from agnt5_engine.topics import keep_ms, largest_bytes
 from agnt5_engine.transport.base import BadTopicError, Log, TopicSpec
 
 log = structlog.stdlib.get_logger(__name__)
-
-#: Room for names and the Avro frame around an input of AGNT5_MAX_PAYLOAD_BYTES.
-_ENVELOPE = 256 * 1024
 
 
 def steps_spec(settings: Settings, queue: str) -> TopicSpec:
@@ -21,7 +18,7 @@ def steps_spec(settings: Settings, queue: str) -> TopicSpec:
         settings.partitions,
         "delete",
         keep_ms(settings),
-        settings.max_payload_bytes + _ENVELOPE,
+        largest_bytes(settings),
     )
 
 
