@@ -249,10 +249,7 @@ class LocalRuns:
             )
             return run if fits else None
 
-        found: list[model.Run] = []
-        owners: list[Owner] = []
-        while owners != (owners := list(self._owners())):  # one that came or went meanwhile: once more
-            found = [run for owner in owners for run in await _some(newest_first(owner, position), wanted, limit + 1)]
+        found = await self._everywhere(lambda owner: newest_first(owner, position), wanted, limit + 1)
         found.sort(key=lambda run: (run.created_at, run.run_id), reverse=True)
         more = len(found) > limit
         found = found[:limit]
@@ -260,11 +257,18 @@ class LocalRuns:
         return Page([run_view(run) for run in found], cursor)
 
     async def approvals(self) -> list[Approval]:
-        found: list[Approval] = []
-        owners: list[Owner] = []
-        while owners != (owners := list(self._owners())):
-            found = [a for owner in owners for a in await _some(questions(owner), lambda q: approval_view(*q))]
+        found = await self._everywhere(questions, lambda question: approval_view(*question))
         return sorted(found, key=lambda a: (a.asked_at, a.run_id, a.entry))
+
+    async def _everywhere(
+        self, items: Callable[[Owner], Iterator[T]], view: Callable[[T], U | None], most: int | None = None
+    ) -> list[U]:
+        """`_some` of each partition's items."""
+        found: list[U] = []
+        owners: list[Owner] = []
+        while owners != (owners := list(self._owners())):  # one that came or went meanwhile: once more
+            found = [one for owner in owners for one in await _some(items(owner), view, most)]
+        return found
 
 
 async def _some(of: Iterator[T], view: Callable[[T], U | None], most: int | None = None) -> list[U]:
