@@ -8,7 +8,6 @@ import typer
 
 from agnt5_engine.cli import reach, terminal
 from agnt5_engine.cli.terminal import command, print_json, print_shape, say
-from agnt5_engine.printable import printable
 
 if TYPE_CHECKING:
     from agnt5.client import Client
@@ -100,7 +99,7 @@ def report(run: Run) -> None:
 
 
 def line_of(event: Event) -> str:
-    """An event in one line."""
+    """An event in one line, with whatever characters it has."""
     import json
 
     told = {name: value for name, value in event.data.items() if value is not None}
@@ -112,7 +111,7 @@ def line_of(event: Event) -> str:
     if told:
         text = json.dumps(told, ensure_ascii=False, default=str)
         parts.append(text if len(text) <= 160 else text[:157] + "...")
-    return printable("  ".join(parts))
+    return "  ".join(parts)
 
 
 def _input_of(client: Client, workflow: str, pairs: list[str], given: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 
 from agnt5_engine.cli import reach, terminal
 from agnt5_engine.cli.terminal import command, print_fields, print_shape, print_table, say, when
+from agnt5_engine.printable import printable
 
 if TYPE_CHECKING:
     from agnt5.client.models import Run, Status
@@ -95,7 +96,7 @@ def events(
             print_shape(EventList(items=client.history(run_id)))
             return
         for event in client.stream(run_id) if follow else client.history(run_id):
-            typer.echo(event.model_dump_json() if json else line_of(event))
+            typer.echo(event.model_dump_json() if json else printable(line_of(event)))
 
 
 @app.command(epilog="Example:  agnt5 runs cancel 3jq5h2kq --force")
