@@ -18,7 +18,7 @@ from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import JournalRecord
 from agnt5_engine.transport.base import Ack, Log, Message, RetriableError, TopicPartition, make_message
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: A batch stays below what the log takes at once, so that it lands as one piece and its offsets are contiguous.
 _BATCH_RECORDS = 500  # applied in one go on the ack, runs rebuilt from their rows among them

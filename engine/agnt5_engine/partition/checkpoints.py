@@ -23,7 +23,7 @@ from agnt5_engine.runs.checkpoint import Row, changes, collect, forget_clean
 from agnt5_engine.runs.state import PartitionState
 from agnt5_engine.transport.base import Checkpointer, Message, RetriableError
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: What the last checkpoint may take when the partition is given up: somebody waits for it.
 _LAST_SECONDS = 5.0

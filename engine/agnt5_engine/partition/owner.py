@@ -55,7 +55,7 @@ from agnt5_engine.runs.schedules import Schedule
 from agnt5_engine.runs.state import Code, PartitionState
 from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError, TopicPartition
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: Records applied, or rows asked for, before the loop has a turn for others.
 _AT_ONCE = 200

@@ -24,7 +24,7 @@ from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.table import MARKER
 from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableError, TopicPartition
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: A local table that has not followed the changelog for this long is not trusted: compaction may have dropped
 #: tombstones that it never saw (`delete.retention.ms` is 24 h by default). Nor is one from the future: a clock was set.

@@ -13,7 +13,7 @@ import structlog
 from agnt5_engine.records.rows import OutboxRow
 from agnt5_engine.transport.base import BadTopicError, Message, RetriableError
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: (topic, messages) -> when all of them are durable. The topic may be one of the outbox's stand-ins.
 Publish = Callable[[str, Sequence[Message]], Awaitable[None]]

@@ -14,7 +14,7 @@ from agnt5_engine.partition.recovery import Place, follow
 from agnt5_engine.partition.table import Table
 from agnt5_engine.transport.base import OffsetGoneError, RetriableError
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 5.0

@@ -17,7 +17,7 @@ import structlog
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport.base import Log, RetriableError, TopicPartition
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 #: Seconds for which a partition may seem shorter than what was read of it.
 _SETTLES = 5.0

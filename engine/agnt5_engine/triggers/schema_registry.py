@@ -21,7 +21,7 @@ from pydantic_core import from_json
 
 from agnt5_engine.transport.base import Record
 
-log = structlog.get_logger()
+log = structlog.stdlib.get_logger(__name__)
 
 HEADER = 5
 _LONGEST_WAIT = 10.0
