@@ -100,7 +100,7 @@ class WebhookTrigger:
 
 @dataclass(frozen=True, slots=True)
 class CronTrigger:
-    """A time table starts runs. See `cron`."""
+    """A schedule starts runs. See `cron`."""
 
     expr: str
     timezone: str = "UTC"

@@ -90,7 +90,7 @@ class Workflow(Generic[R]):
 
     @property
     def cron(self) -> CronTrigger | None:
-        """The first time table among the triggers."""
+        """The first `cron` among the triggers."""
         return next((trigger for trigger in self.triggers if isinstance(trigger, CronTrigger)), None)
 
     # -- input
@@ -236,8 +236,8 @@ def workflow(
 ) -> Any:
     """Define a workflow and register it under its name.
 
-    `triggers`: what starts it by itself (`agnt5.types`). `cron`: a time table, short for a trigger. `timeout`: how long
-    a run may take, in seconds or as a timedelta. `retries`: how often a failed run goes on again from what failed.
+    `triggers`: what starts it by itself (`agnt5.types`). `cron`: a schedule, short for a trigger. `timeout`: how long a
+    run may take, in seconds or as a timedelta. `retries`: how often a failed run goes on again from what failed.
     Raises DefinitionError, ValueError or TypeError that say where, and what to write instead."""
     if isinstance(fn, str):
         raise DefinitionError(f"@workflow({fn!r}) is not a name; write @workflow(name={fn!r})")

@@ -1,4 +1,4 @@
-"""A time table survives kills: every due time starts one run, none is left out, none comes twice."""
+"""A schedule survives kills: every due time starts one run, none is left out, none comes twice."""
 
 from __future__ import annotations
 

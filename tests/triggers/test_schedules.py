@@ -1,4 +1,4 @@
-"""Time tables: which due times start a run, in which zone, after which absence."""
+"""Schedules: which due times start a run, in which zone, after which absence."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_table_is_known_by_its_times_not_its_policies() -> None:
     assert [t.spec for t in schedules_of([report])] == ["cron 0 9 * * MON UTC", "every 5000 ms"]
 
 
-def test_a_workflow_that_needs_input_cannot_have_a_time_table() -> None:
+def test_a_workflow_that_needs_input_cannot_have_a_schedule() -> None:
     @workflow(cron="0 9 * * MON")
     async def report(ctx: Any, day: str) -> None: ...
 
@@ -214,42 +214,42 @@ def test_a_workflow_that_needs_input_cannot_have_a_time_table() -> None:
 # ------------------------------------------------------------------ applied
 
 
-def test_how_far_a_table_has_come_follows_from_the_journal_and_survives_the_loss_of_memory() -> None:
+def test_how_far_a_schedule_has_come_follows_from_the_journal_and_survives_the_loss_of_memory() -> None:
     @workflow(triggers=[hourly()])
     async def waits(ctx: Any) -> None:
         await ctx.wait_for_signal("go")
 
-    (table,) = schedules_of([waits])
+    (schedule,) = schedules_of([waits])
     partition = Partition(waits)
-    assert partition.apply(ScheduleBegun(table.key, table.workflow, table.spec, partition.state.claim)) == [
-        Rescheduled(table.key, None)
+    assert partition.apply(ScheduleBegun(schedule.key, schedule.workflow, schedule.spec, partition.state.claim)) == [
+        Rescheduled(schedule.key, None)
     ]
-    begun = partition.state.schedule(table.key)
+    begun = partition.state.schedule(schedule.key)
     assert begun is not None
     first, second = begun.due + HOUR, begun.due + 2 * HOUR
 
-    assert Rescheduled(table.key, first) in partition.apply(request(table, first, 8))
+    assert Rescheduled(schedule.key, first) in partition.apply(request(schedule, first, 8))
     partition.checkpoint()
     partition.crash()
-    row = partition.state.schedule(table.key)
+    row = partition.state.schedule(schedule.key)
     assert row is not None
-    assert (row.due, row.run_id) == (first, request(table, first, 8).run_id)
+    assert (row.due, row.run_id) == (first, request(schedule, first, 8).run_id)
 
     # Whoever asks for it while the last run goes on, or for what is past, starts nothing.
-    assert partition.apply(request(table, second, 8)) == [Rescheduled(table.key, second)]
-    partition.apply(request(table, first - HOUR, 8))
+    assert partition.apply(request(schedule, second, 8)) == [Rescheduled(schedule.key, second)]
+    partition.apply(request(schedule, first - HOUR, 8))
     assert list(partition.state.runs) == [row.run_id]
 
     effects = partition.apply(CancelRequested(row.run_id or "", "c", True))
-    assert Rescheduled(table.key, None) in effects
-    partition.apply(request(table, second, 8))
+    assert Rescheduled(schedule.key, None) in effects
+    partition.apply(request(schedule, second, 8))
     assert len(partition.state.runs) == 2
 
 
 # ------------------------------------------------------------------ in a processor
 
 
-async def test_a_time_table_starts_one_run_per_due_time_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+async def test_a_schedule_starts_one_run_per_due_time_and_goes_on_after_a_restart(tmp_path: Path) -> None:
     @workflow(triggers=[every(0.2)])
     async def tick(ctx: Any, event: Any) -> str:
         return str(event.value["due"])

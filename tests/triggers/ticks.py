@@ -1,4 +1,4 @@
-"""A workflow with a time table, for a processor that is killed."""
+"""A workflow with a schedule, for a processor that is killed."""
 
 from __future__ import annotations
 

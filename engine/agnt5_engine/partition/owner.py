@@ -148,8 +148,8 @@ class Owner:
             resident=self._around.resident,
         )
         count = self.place.partitions
-        tables = [t for t in self._around.schedules if partition_of(t.key, count) == self.partition]
-        self._schedules = Schedules(state, tables, count, self.append, self.timers.now)
+        schedules = [s for s in self._around.schedules if partition_of(s.key, count) == self.partition]
+        self._schedules = Schedules(state, schedules, count, self.append, self.timers.now)
         for key in list(state.sessions):
             resume_queue(state, key)
         self._unclean = marker is not None and not marker.clean

@@ -1,4 +1,4 @@
-"""The time tables of one partition: an alarm for each, and a request in the journal when it is due.
+"""The schedules of one partition: an alarm for each, and a request in the journal when it is due.
 
 Everything that decides is in `runs/schedules.py` and in the journal; an alarm that is lost is set again at the next
 start.
@@ -22,19 +22,19 @@ _LONGEST = 600.0
 
 
 class Schedules:
-    """Fires the `tables` that lie in this partition. `append(run_id, record)` writes to its journal; `now()` is the
+    """Fires the `schedules` that lie in this partition. `append(run_id, record)` writes to its journal; `now()` is the
     log's time (ms), as far as this machine can tell."""
 
     def __init__(
         self,
         state: PartitionState,
-        tables: Sequence[Schedule],
+        schedules: Sequence[Schedule],
         partitions: int,
         append: Callable[[str, JournalRecord], None],
         now: Callable[[], int],
     ) -> None:
         self._state = state
-        self._tables = {table.key: table for table in tables}
+        self._schedules = {schedule.key: schedule for schedule in schedules}
         self._partitions = partitions
         self._append = append
         self._now = now
@@ -45,17 +45,17 @@ class Schedules:
     def start(self) -> None:
         """The partition is live: begin what is new, make up for what was missed, set the alarms."""
         self._live = True
-        for key, table in self._tables.items():
+        for key, schedule in self._schedules.items():
             if self._state.schedule(key) is None:
-                log.info("schedule.begun", workflow=table.workflow, schedule=table.spec)
-                self._append(key, ScheduleBegun(key, table.workflow, table.spec, self._state.claim))
+                log.info("schedule.begun", workflow=schedule.workflow, schedule=schedule.spec)
+                self._append(key, ScheduleBegun(key, schedule.workflow, schedule.spec, self._state.claim))
             else:
                 self.look(key)
 
     def look(self, key: str, decided: int | None = None) -> None:
         """Start what is due, and set the next alarm. `decided`: the due time whose request has been applied."""
-        table, row = self._tables.get(key), self._state.schedule(key)
-        if table is None or row is None or not self._live:
+        schedule, row = self._schedules.get(key), self._state.schedule(key)
+        if schedule is None or row is None or not self._live:
             return
         if (alarm := self._alarms.pop(key, None)) is not None:
             alarm.cancel()
@@ -65,10 +65,10 @@ class Schedules:
             return
         now = self._now()
         last = self._state.run(row.run_id) if row.run_id is not None else None
-        found = plan(table.trigger, row, last, now)
+        found = plan(schedule.trigger, row, last, now)
         for due in found.due:
-            record = request(table, due, self._partitions)
-            log.info("schedule.due", workflow=table.workflow, run_id=record.run_id, late_ms=now - due)
+            record = request(schedule, due, self._partitions)
+            log.info("schedule.due", workflow=schedule.workflow, run_id=record.run_id, late_ms=now - due)
             self._append(record.run_id, record)
         if found.due:
             self._asked[key] = found.due[-1]

@@ -87,7 +87,7 @@ class UserStateAsked(NamedTuple):
 
 
 class ScheduleBegun(NamedTuple):
-    """A time table was seen for the first time: its due times count from this record's time on. `schedule` is its
+    """A schedule was seen for the first time: its due times count from this record's time on. `schedule` is its
     routing key."""
 
     schedule: str

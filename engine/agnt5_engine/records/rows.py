@@ -182,12 +182,12 @@ class EarlyCancelRow(NamedTuple):
 
 
 class ScheduleRow(NamedTuple):
-    """How far a time table has come. Times are ms."""
+    """How far a schedule has come. Times are ms."""
 
     key: str
     workflow: str
     spec: str
-    due: int  # the last due time that started a run, or when the table was first seen
+    due: int  # the last due time that started a run, or when the schedule was first seen
     run_id: str | None  # the run it started
     backlog: int  # due times up to here were missed together, and are being made up for
 

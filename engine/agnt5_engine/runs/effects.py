@@ -100,7 +100,7 @@ class Moved(NamedTuple):
 
 
 class Rescheduled(NamedTuple):
-    """The time table of this key has moved on: look when it is due next. `due`: the request that was decided on."""
+    """The schedule of this key has moved on: look when it is due next. `due`: the due time that was decided on."""
 
     key: str
     due: int | None

@@ -1,8 +1,8 @@
-"""Time tables: which runs are due, and which of them may start.
+"""Schedules: which runs are due, and which of them may start.
 
-A time table (`cron`, `every`) has a routing key of its own, so one partition keeps it; its runs' IDs are derived from
-it and the due time, and chosen to lie in the same partition. How far it has come is derived from the journal: a request
-with trigger kind `cron`, when applied, moves it on, unless the policy on overlaps says that it may not start now.
+A schedule (`cron`, `every`) has a routing key of its own, so one partition keeps it; its runs' IDs are derived from it
+and the due time, and chosen to lie in the same partition. How far it has come is derived from the journal: applying a
+request with trigger kind `cron` moves it on, unless the policy on overlaps says that the run may not start now.
 Everything here is pure; `partition/schedules.py` sets the alarms.
 
 What is due, as of `now`:
@@ -37,13 +37,13 @@ from agnt5_engine.runs.state import PartitionState
 
 #: A due time this many milliseconds ago (at most half its interval) was not missed: a take-over takes a while.
 _IN_TIME = 60_000
-#: Runs that one look at the table starts at most.
+#: Runs that one look at a schedule starts at most.
 _AT_ONCE = 100
 _CRON = b'{"kind":"cron"'
 
 
 class Schedule(NamedTuple):
-    """One time table of one workflow, as the code has it."""
+    """One schedule of one workflow, as the code has it."""
 
     key: str
     workflow: str
@@ -52,7 +52,7 @@ class Schedule(NamedTuple):
 
     @property
     def spec(self) -> str:
-        """What makes it this table: its times, not its policies."""
+        """What makes it this schedule: its times, not its policies."""
         return _spec(self.trigger)
 
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def schedules_of(workflows: Iterable[Workflow[Any]]) -> list[Schedule]:
-    """The time tables of these workflows. Raises DefinitionError for one whose workflow needs input."""
+    """The schedules of these workflows. Raises DefinitionError for one whose workflow needs input."""
     found: dict[str, Schedule] = {}
     for workflow in workflows:
         for trigger in workflow.triggers:
@@ -75,7 +75,7 @@ def schedules_of(workflows: Iterable[Workflow[Any]]) -> list[Schedule]:
                     workflow.bind(b"{}", strict=False, envelope=b'{"value":null}' if takes_event else None)
                 except InputError as error:
                     raise DefinitionError(
-                        f"{workflow.place}: workflow {workflow.name!r} is started by a time table, which gives it no "
+                        f"{workflow.place}: workflow {workflow.name!r} is started by a schedule, which gives it no "
                         f"input; give its parameters defaults ({', '.join(error.fields)})"
                     ) from None
                 key = "c" + digest("schedule", workflow.name, _spec(trigger), length=20)
@@ -160,7 +160,7 @@ def request(schedule: Schedule, due: int, partitions: int) -> RunRequested:
 
 
 def _run_id(key: str, due: int, partitions: int) -> str:
-    """The first of the IDs that derive from the due time which lies in the table's own partition. A run of its own
+    """The first of the IDs that derive from the due time that lies in the schedule's own partition. A run of its own
     routing key has a session of its own, and does not wait for the others."""
     home = partition_of(key, partitions)
     for n in count():
@@ -181,8 +181,8 @@ def schedule_begun(state: PartitionState, held: Held, r: ScheduleBegun) -> None:
 
 
 def admit(state: PartitionState, held: Held, r: RunRequested) -> bool:
-    """Whether a request for a run that is not known may start it: always, but for a time table's that is not due any
-    more, or that the policy on overlaps forbids. The table moves on."""
+    """Whether a request for a run that is not known may start it: always, except for a schedule's request that is not
+    due any more, or that the policy on overlaps forbids. One that may start moves its schedule on."""
     if not r.trigger.startswith(_CRON):
         return True
     trigger = from_json(r.trigger)
@@ -204,6 +204,6 @@ def admit(state: PartitionState, held: Held, r: RunRequested) -> bool:
 
 
 def run_ended(state: PartitionState, run: Run) -> None:
-    """A run has ended: the table that started it may go on."""
+    """A run has ended: the schedule that started it may go on."""
     if run.trigger.startswith(_CRON) and (key := from_json(run.trigger).get("schedule")) is not None:
         state.effects.append(Rescheduled(key, None))

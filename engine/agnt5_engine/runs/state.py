@@ -148,7 +148,7 @@ class PartitionState:
         return row if row is not None and row.time + self.retention_ms >= self.now else None
 
     def schedule(self, key: str) -> ScheduleRow | None:
-        """How far the time table of this key has come; None when it has never been seen."""
+        """How far the schedule of this key has come; None when it has never been seen."""
         row = self.schedules.get(key)
         if row is None and (data := self.rows.get(table.schedule_key(key))) is not None:
             row = self.schedules[key] = decode(data)
