@@ -1,4 +1,4 @@
-"""What the ways in (HTTP, command line) need of the engine in this process. `processor.py` implements it.
+"""What the gateway needs of the engine in this process. `processor.py` implements it; the command line comes by HTTP.
 
 Every method about one run works only where its partition is owned: elsewhere it raises `NotHere`, and the gateway
 forwards the request to the owner (one hop). Shapes are the pydantic models of `agnt5.client.models`.
@@ -35,6 +35,7 @@ class Refused(Exception):
     ended, not_pending, already_answered (detail: the winning answer), several_pending (detail: the entries),
     invalid_answer (detail: the allowed options), conflict (an idempotency key with other input), not_retriable,
     signals_waiting (too much that the run has not taken yet), state_unknown (of a run that is not in memory any more).
+    A dead letter that still cannot be taken: not_subscribed, or its own reason (`triggers.dead_letters`).
     """
 
     def __init__(self, reason: str, message: str, detail: Any = None) -> None:

@@ -1,7 +1,7 @@
 """A processor: one member of the group, its partitions, its triggers. The composition root.
 
 Everything is wired here and nowhere else: the log, the membership over Faust, an `Owner` per journal partition, event
-triggers, and the `Engine` that HTTP and the command line see.
+triggers, and the `Engine` that HTTP sees.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ class StepRestarted(NamedTuple):
 
 
 class StepIsolated(NamedTuple):
-    """The step is about to be executed with nothing beside it. `begin` False: it came out alive."""
+    """The step is about to be executed with nothing beside it. `begin` False, which is read but never written: it came
+    out alive."""
 
     run_id: str
     path: str

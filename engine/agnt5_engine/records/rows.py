@@ -1,8 +1,8 @@
 """The rows of a partition's table: what a run needs to go on, without the journal.
 
 A run is one RunRow, one PendingRow per thing it waits for, and one HistoryRow per record that moved it, so that a
-checkpoint writes what changed and never a whole run. A run that started and ended between two checkpoints is one
-RunRow with its history inside.
+checkpoint writes what changed and never a long run as a whole. While a run is small, its history stands inside its
+RunRow instead (`runs/checkpoint.py` says how small), so that one that came and went between two checkpoints is one row.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class RunRow(NamedTuple):
 class PendingRow(NamedTuple):
     """Something a run waits for. `ask` is the kind; the fields it does not use are empty. The first two stay first."""
 
-    ask: str  # step | sleep | user | signal | child | write | user_state | emit | end | retry | timeout
+    ask: str  # step | sleep | user | signal | child | write | user_state | emit | tell | end | timeout
     asked_at: int
     run_id: str
     path: str

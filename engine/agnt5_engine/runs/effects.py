@@ -69,7 +69,7 @@ class Send(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Run an in-place call of the run on the real loop, then `PartitionState.finish_call`."""
+    """Run an in-place call of the run on the real loop, then `runs.apply.finish_call`."""
 
     key: str
     run_id: str

@@ -1,7 +1,9 @@
 """What the engine needs of a log, whoever keeps it: Kafka or a directory.
 
-`kafka/` and `embedded/` each implement these protocols, file by file. Everything above (`partition/`, `triggers/`,
-`gateway/`) knows only this module. Times are milliseconds since the Unix epoch.
+`kafka/` and `embedded/` each implement these protocols, in modules of the same names: `log`, `checkpoint`, `consumer`,
+`topics`. What is above them (`partition/`, `triggers/`, `gateway/`) is written against this module; two places know
+Kafka itself, the worker of a queue (`queues/worker.py`) and the supervisor that takes a place out of the group
+(`cli/processor.py`). Times are milliseconds since the Unix epoch.
 """
 
 from __future__ import annotations
@@ -121,8 +123,8 @@ class Log(Protocol):
         """Append as one batch where it fits, idempotently, and return when it is durable (acks=all / fsync).
 
         Appends to one partition from one caller land in call order. A batch larger than the log takes at once is
-        split; the returned offset is the first record's, and `contiguous` holds because callers append one batch
-        at a time per partition and check the next record themselves.
+        split, and others' records may land between its parts: the returned offset is the first record's. Whoever
+        counts on from it keeps its batches smaller than that, as `partition/appender.py` does.
         """
         ...
 

@@ -188,8 +188,9 @@ Outcome: TypeAlias = Completed | Errored | Stopped
 
 
 class InPlaceCall(NamedTuple):
-    """`await fn(ctx, ...)`: to be run now on the real event loop; nothing else is delivered to this run before its
-    result came back through `Activation.finish_call`. Not recorded; run again at every rebuild."""
+    """`await fn(ctx, ...)`: to be run now on the real event loop. Until its result has come back through
+    `Activation.finish_call`, nothing is delivered to this run but a `Cancelled`. Not recorded; run again at every
+    rebuild."""
 
     token: int
     name: str

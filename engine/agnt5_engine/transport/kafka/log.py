@@ -101,7 +101,8 @@ class KafkaLog:
         return await group_members(self.wire, group, journal)
 
     async def drop_place(self, group: str, journal: str, name: str) -> list[str]:
-        """Make the group forget the member at this place, alive or dead, at once; returns its instance ID if known."""
+        """Make the group forget the member at this place, alive or dead, at once; returns its instance ID, in a list
+        that is empty when the group knows no such member."""
         return await drop_place(self.wire, group, journal, name)
 
     # -- topics
