@@ -126,7 +126,7 @@ class Ingest:
         self._missing.discard(topic)
 
     async def _place_no_more(self, partitions: frozenset[TopicPartition]) -> None:
-        """What is nearly found may be pinned."""
+        """Stop looking for where these partitions begin; a position that is nearly found is waited for, and pinned."""
         given_up = [task for task, source in self._placing.items() if source in partitions]
         if not given_up:
             return

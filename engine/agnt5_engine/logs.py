@@ -31,7 +31,7 @@ _SECRET_FIELD = re.compile(
 )
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 
-# They tell every connection and heartbeat; their warnings are enough unless someone debugs.
+# These log every connection and heartbeat; their warnings are enough unless someone debugs.
 _TALKATIVE = ("aiokafka", "asyncio", "faust", "httpcore", "httpx", "kafka", "mode", "uvicorn", "watchfiles")
 
 

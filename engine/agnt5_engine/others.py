@@ -23,7 +23,7 @@ class Others:
         self._members: list[Member] = []
         self._changed = asyncio.Event()
         self.silence: str | None = None
-        """What came of asking the group, when nothing did."""
+        """Why the group did not answer when it was last asked; None when it did."""
 
     def changed(self) -> None:
         """This process was given other partitions, so the others have others too: ask at once.

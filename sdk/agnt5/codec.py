@@ -247,7 +247,7 @@ def _refuse_one_shot(value: Any, where: str) -> None:
 
 
 def _refuse_masked(value: Any, data: bytes) -> None:
-    """pydantic writes a secret as asterisks, unless its field has a serializer that tells it."""
+    """pydantic writes a secret as asterisks, unless its field has a serializer that writes it out."""
     if b'"**********"' in data and (secret := _secret(value)) is not None:
         raise EncodeError(
             f"a value of type {type_name(type(secret))} does not survive being kept as JSON: pydantic writes asterisks "

@@ -196,7 +196,7 @@ def _clip_start(text: str, limit: int) -> str:
 
 
 def is_final(info: ErrorInfo) -> bool:
-    """Whether a run that failed like this is not to be retried: as FatalError, and input that did not fit, say."""
+    """Whether a run that failed like this is not to be retried: it raised FatalError, or its input did not fit."""
     if info.type in (type_name(FatalError), type_name(InputError)):
         return True
     original = _import_exception(info.type)

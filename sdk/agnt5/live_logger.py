@@ -12,8 +12,8 @@ Told = Callable[[str, str, dict[str, Any]], None]
 
 
 class LiveLogger(logging.LoggerAdapter[logging.Logger]):
-    """Its records carry `fields`. `listener()` gives who is told of each line, or None; `silent()`: nobody is, and
-    nothing is logged."""
+    """Its records carry `fields`. `listener()` gives whoever is to be told of each line, or None. While `silent()` is
+    true, nobody is told and nothing is logged."""
 
     def __init__(
         self,

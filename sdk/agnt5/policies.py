@@ -89,7 +89,7 @@ class StepOptions:
     def retryable(self, exc: BaseException, attempt: int) -> bool:
         """Whether attempt number `attempt` (from 1), which failed with `exc`, is followed by another."""
         if attempt >= self.max_attempts or isinstance(exc, (FatalError, EncodeError, InputError, DefinitionError)):
-            return False  # a value that cannot be kept will not be one the next time, nor input that did not fit fit
+            return False  # another attempt changes neither a value that cannot be kept nor input that does not fit
         if self.retry_on is None:
             return isinstance(exc, Exception)
         return any(type_name(cls) in self.retry_on for cls in type(exc).__mro__)

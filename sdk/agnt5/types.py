@@ -133,7 +133,7 @@ class CronTrigger:
         """The first due time after a moment, both in milliseconds since the epoch."""
         start = datetime.fromtimestamp(moment_ms // 1000, tz=UTC).astimezone(_zone(self.timezone))
         times = (int(due.timestamp()) * 1000 for due in CronSim(self.expr, start))
-        # In the hour that comes twice when clocks are set back, it begins with what was due the first time.
+        # In the hour that comes twice when clocks are set back, CronSim begins with what was due the first time.
         return next(due for due in times if due > moment_ms)
 
     def describe(self) -> dict[str, Any]:

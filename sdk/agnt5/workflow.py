@@ -190,8 +190,8 @@ class Workflow(Generic[R]):
         return other
 
     def prepare(self) -> None:
-        """Resolve all annotations. Raises DefinitionError; called when a module has been loaded, so that a run never
-        finds out."""
+        """Resolve all annotations. Raises DefinitionError; called when a module has been loaded, so that it is
+        not a run that finds out."""
         self.binder.prepare()
         assert self.codec is not None
 

@@ -51,7 +51,7 @@ class Supervisor:
         self._command = list(command)
         self._vacate = vacate
         self._places = [Place(number, environment) for number, environment in enumerate(places)]
-        # asyncio's own threads may be fewer than the children, and then some would not be missed when they die.
+        # asyncio's own threads may be fewer than the children: then the death of some would go unnoticed.
         self._waiters = ThreadPoolExecutor(len(places))
         self._stopping = asyncio.Event()
         self._signals = 0

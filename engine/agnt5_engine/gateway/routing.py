@@ -24,7 +24,7 @@ _MEANINGS = {
     403: "The key may not do this, or the request came from a foreign site",
     404: "Not found",
     408: "The body took too long",
-    409: "It does not go with the state of things",
+    409: "It conflicts with what is there",
     413: "Too large",
     415: "Not JSON",
     422: "Not valid: each field is named",

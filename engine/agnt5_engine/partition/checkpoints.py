@@ -31,8 +31,8 @@ _LAST_SECONDS = 5.0
 #: Changed runs after which a checkpoint does not wait for its time.
 _MANY = 4000
 
-
-#: Take-overs without an ordinary checkpoint that are nobody's fault in particular.
+#: So many take-overs without an ordinary checkpoint are put down to chance; at the next one, records are applied one at
+#: a time.
 _CARELESS = 2
 #: Owners that may die applying one announced record before its run is parked: one may have been killed from outside.
 _DEATHS = 2

@@ -145,7 +145,7 @@ class Steps:
             options = StepOptions.from_json(p.ask.options)
         if options.queue is not None and self._dispatch(run, p, path):
             return
-        alone = p.restarts >= _ISOLATED_FROM  # then no limit is of any matter
+        alone = p.restarts >= _ISOLATED_FROM  # a step that has the process to itself needs no limit
         if self._gates is not None and function is not None and not alone:
             gate = self._gates.of(options.queue, function.name)
         attempt = _Attempt(self, run, p.ask, p.attempt, function, options, gate)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 #: Timers that fire before the loop has a turn for others.
 _AT_ONCE = 500
 
-#: Dropped timers that are left in the heap until they are due; more are taken out when they are half of it.
+#: Dropped timers stay in the heap until they are more than this and more than half of it; then all are taken out.
 _FEW = 100
 
 #: The alarm may be so much too late (ms) before it is set anew.

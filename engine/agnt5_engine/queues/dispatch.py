@@ -85,7 +85,7 @@ class Dispatcher:
             return True
         asked = (owner, *key, pending.attempt)
         if asked not in self._buffered:
-            # Not even if it is on its way just now: a worker may have read it, and let go of it.
+            # Also when an earlier copy is on its way to the topic: a worker may have read that and let go of it.
             self._buffered.add(asked)
             self._in_hand.pop(key, None)
             self._send(queue, _Sent(owner, run.run_id, _command(run, pending, path)))
@@ -97,7 +97,7 @@ class Dispatcher:
             return
         self._in_hand.pop((run_id, path), None)
         self._buffered.discard((owner, run_id, path, pending.attempt))  # asked for anew, it is sent after this
-        # Whatever is known here: its command may be in the topic and StepDispatched not applied yet.
+        # Also when no StepDispatched has been applied yet: its command may be in the topic all the same.
         self._send(queue, _Sent(owner, run_id, StepWithdrawn(run_id, path)))
 
     def alive(self, owner: Owner, run_id: str, path: str) -> None:

@@ -204,7 +204,7 @@ class Worker:
             self._consumer.seek(partition, start)
             suspects_until = start if clean else min(ends[partition], start + _WINDOW)
             self._sources[partition] = _Source(self.pool, start, suspects_until)
-        # From here on what is begun here is not begun in order to be forgotten.
+        # Takes the mark _CLEAN off: should this worker die, the next one knows that it may have begun commands.
         await self._commit("")
         log.info("worker.assigned", queue=self._queue, partitions=sorted(p.partition for p in partitions))
 
@@ -305,7 +305,8 @@ class _Source:
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
-    """What is raised here, aiokafka only logs; the partitions would be had and their commands passed over."""
+    """Ends the worker when it fails: aiokafka would only log the error, and go on with partitions whose commands are
+    then passed over."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker

@@ -97,9 +97,10 @@ def _pending_keys(run: Run) -> dict[str, EntryKey]:
 
 
 def revive(state: PartitionState, run: Run, held: Held) -> bool:
-    """Bring the code of a begun run back into memory, without an event: for a step that only the code itself can name.
-    False when that has to wait: its session is busy, its turn is now open, or it was parked. Code whose own rebuild
-    waits for in-place calls does not know all its steps yet."""
+    """Bring the code of a begun run back into memory, without an event: for a step whose function only that code has.
+
+    False when that has to wait: the session is busy, the run was parked, or the rebuild itself has in-place calls to
+    make, before which the code does not know all its steps."""
     if run.activation is not None:
         return not run.activation.replaying
     session = state.sessions.get(run.key)

@@ -348,8 +348,8 @@ def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
 
 
 def revive(state: PartitionState, run: Run) -> bool:
-    """Bring the run's code back into memory; False when that has to wait. That may be for in-place calls, and no record
-    is being applied after which the shell would look for them."""
+    """Bring the run's code back into memory; False when that has to wait. Where it waits for in-place calls, the shell
+    is woken to make them: no record is being applied after which it would look for effects."""
     done = activate.revive(state, run, Held(state.applied, state.now, SETTLE + run.run_id.encode()))
     if state.effects:
         state.wake()

@@ -21,8 +21,8 @@ _INLINE_ROWS, _INLINE_BYTES = 500, 128 * 1024
 #: A live run's up to so many, input included: its row is written anew at each checkpoint in which the run has moved.
 _LIVE_ROWS, _LIVE_BYTES = 16, 4 * 1024
 
-#: So many rows of forgotten runs a checkpoint deletes at most, or so many times what it writes: a run that came and
-#: went between two checkpoints is written as one row, and deleted as three.
+#: A checkpoint deletes at most so many rows of forgotten runs, or so many for each row that it writes: a run that came
+#: and went between two checkpoints is written as one row, and deleted as three.
 _LET_GO, _TIMES = 1000, 4
 
 

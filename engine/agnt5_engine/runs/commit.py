@@ -169,7 +169,7 @@ def _take(state: PartitionState, run: Run, ask: Ask, time: int) -> AskNote | Non
             post_tell(state, run, ask)
             run.tells += 1
         case WriteAsk():
-            pass  # locked below, unless withdrawn in the same turn
+            pass  # `commit` locks it at the end, unless it is withdrawn in the same turn
     run.pending[ask.path] = Pending(ask, time)
     path, kind, name = ask_key(ask)
     return AskNote(path, kind, name, data)

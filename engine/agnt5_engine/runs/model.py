@@ -216,9 +216,7 @@ class Session:
         self.lock: tuple[str, str] | None = None  # run ID and path of the write in force
         self.queue: list[Held] = []
         self.state: dict[str, bytes] = {}
-        self.turn: OpenTurn | None = (
-            None  # an activation in the middle of an in-place call; the rows know nothing of it
-        )
+        self.turn: OpenTurn | None = None  # an activation in the midst of in-place calls; not in the rows
 
     @property
     def busy(self) -> bool:

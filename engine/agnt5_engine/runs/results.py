@@ -154,8 +154,8 @@ def write_recorded(state: PartitionState, held: Held, r: StateWritten) -> None:
             state.effects.append(Append(r.run_id, state_written(state, session, r.run_id, p.ask)))
             return
     elif run.status != "paused" or r.base != session.base:
-        # What is left of it: written before its run was parked, by code that fitted. What others of the session wrote
-        # since builds on it, so it counts; the run will be told when it gets there.
+        # Without the lock, only the write of a run that has been parked since counts: code that fitted asked for it,
+        # and what others of the session wrote after it builds on it. The run is told when it goes on.
         return
     session.state = changed(session.state, r.changes)
     session.base = held.offset

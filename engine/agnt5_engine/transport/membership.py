@@ -34,7 +34,7 @@ class FaustMembership:
         self._stopping = False
 
     async def start(self) -> None:
-        """Join. Returns after the first attempt, be it that the broker is away: joining goes on by itself then."""
+        """Join. Returns after the first attempt, even when the broker is away: joining then goes on by itself."""
         if self._runner is not None:
             raise RuntimeError("this membership was started before; make a new one")
         attempted: asyncio.Future[None] = asyncio.get_running_loop().create_future()

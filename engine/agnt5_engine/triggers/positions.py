@@ -22,7 +22,7 @@ log = structlog.stdlib.get_logger(__name__)
 #: Seconds for which a partition may seem shorter than what was read of it.
 _SETTLES = 5.0
 _LOOK_AGAIN = 0.5
-#: Whose owner decides where a topic begins.
+#: The partition whose owner decides where a topic begins.
 _DECIDES = 0
 
 From = Literal["committed", "earliest", "latest", "time"]
@@ -91,7 +91,7 @@ async def _unread(log_: Log, group: str, sources: Iterable[TopicPartition]) -> b
 
 
 async def _decided(log_: Log, group: str, sources: Iterable[TopicPartition]) -> None:
-    """Wait until it has been decided, or a while."""
+    """Wait until one of them has a committed offset: the owner of the first partition pins them all. Not for ever."""
     wait, waited = 0.02, 0.0
     while waited < _SETTLES and await _unread(log_, group, sources):
         await asyncio.sleep(wait)

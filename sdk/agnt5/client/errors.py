@@ -25,7 +25,7 @@ class NotFoundError(ApiError, LookupError):
 
 
 class ConflictError(ApiError):
-    """It does not go with the state of things: the run has ended, the question was answered already, the idempotency
+    """The request conflicts with what is there: the run has ended, the question was answered already, the idempotency
     key was used with other input."""
 
 

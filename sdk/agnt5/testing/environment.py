@@ -162,7 +162,7 @@ class TestEnvironment:
         return {key: decode_plain(value) for key, value in self._user(user_id)[1].items()}
 
     def handle(self, run_id: str) -> RunHandle:
-        """Of any run of this environment, children included. Raises LookupError."""
+        """The handle of any run of this environment, children included. Raises LookupError."""
         return RunHandle(self, self._runs[run_id])
 
     # ------------------------------------------------------------------ runs

@@ -132,7 +132,7 @@ class Lane:
         self.put_back(batch.parts)
 
     def forget(self) -> None:
-        """The sequence is unknown, to us or to the broker: go on under a name of its own."""
+        """The sequence is unknown, to us or to the broker: go on under a producer ID of the lane's own."""
         self.who, self.sequence = NOBODY, -1
 
     def fail_batch(self, error: TransportError) -> None:
