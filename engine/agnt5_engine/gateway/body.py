@@ -16,7 +16,6 @@ RAW_BODY = "agnt5.body"
 """Where the raw bytes stay in the ASGI scope, for the owner that the request may have to be passed on to."""
 
 BODY_SECONDS = 30.0
-DEEPEST = 200  # pydantic-core's own limit
 _DRAINED = 8 * 2**20  # how much of an over-long body is read away so that the client gets to read the answer
 
 Shaped = TypeVar("Shaped", bound=BaseModel)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import Field, TypeAdapter, ValidationError
 
-from agnt5.client.models import Run, Status, Submitted, WorkflowInfo, WorkflowList
+from agnt5.client.models import Run, Submitted, WorkflowInfo, WorkflowList
 from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.problems import ProblemError, RelayedError, invalid
 from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
@@ -135,7 +135,3 @@ async def _status(gateway: Gateway, request: Request, started: Started) -> str:
         return (await gateway.owners.run(request, started.run_id)).status
     except (NotHere, UnknownRun, ProblemError, RelayedError):
         return started.status  # what is known: the run moves just now
-
-
-def status_of(run: Run) -> Status:
-    return Status(run_id=run.run_id, status=run.status)

@@ -7,8 +7,6 @@ from typing import Any
 from agnt5.client.models import Problem, Run
 from agnt5.errors import Agnt5Error, InputError, RunError
 
-_EMPTY: dict[str, str] = {}
-
 
 class ApiError(Agnt5Error):
     """The API refused a request. `status` is the HTTP status, `problem` its problem document; what this kind of problem

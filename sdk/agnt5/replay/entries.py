@@ -35,7 +35,6 @@ from agnt5.replay.protocol import (
     UserAsk,
     UserStateAsk,
     WriteAsk,
-    ask_key,
 )
 
 if TYPE_CHECKING:
@@ -120,13 +119,8 @@ def described_site(site: Site | None) -> str:
     return f"{code.co_filename}:{line}"
 
 
-def described_ask(ask: Ask) -> str:
-    """What an ask is, for people: `step 'charge'`."""
-    key = ask_key(ask)
-    return described_entry(key.kind, key.name)
-
-
 def described_entry(kind: str, name: str) -> str:
+    """What an entry is, for people: `step 'charge'`."""
     return {
         "user": f"a question to a person ({name})",
         "write": "a session write",

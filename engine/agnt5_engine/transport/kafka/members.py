@@ -18,7 +18,6 @@ from agnt5_engine import place
 from agnt5_engine.transport.base import Member, TransportError
 from agnt5_engine.transport.kafka.wire import RETRIABLE, Attempt, Wire, unless_final
 
-_MOVED = frozenset({15, 16})
 _UNKNOWN_MEMBER = 25
 _FENCED_INSTANCE = 82
 _SETTLE_SECONDS = 30.0  # longer than a rebalance may take
