@@ -205,7 +205,7 @@ def a_parked_run_keeps_no_records(patch: Patch) -> None:
 
 
 def parked_runs_are_not_tried_by_the_next_owner(patch: Patch) -> None:
-    def only_the_claim(state: PartitionState, offset: int, r: Any) -> None:
+    def only_the_claim(state: PartitionState, offset: int) -> None:
         state.claim = offset
         state.effects.append(core.Superseded(offset))
 

@@ -89,7 +89,7 @@ class Live:
             del self._watchers[run_id]
         return not watchers
 
-    def moved(self, run_id: str, ended: bool) -> None:
+    def moved(self, run_id: str) -> None:
         for watcher in self._watchers.get(run_id, ()):
             watcher.changed.set()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,15 @@ from agnt5_engine.runs.effects import (
 from agnt5_engine.runs.model import Pending, Run
 from agnt5_engine.runs.schedules import Schedule
 from agnt5_engine.runs.state import Code, PartitionState
-from agnt5_engine.transport.base import Ack, Batch, Checkpointer, OffsetGoneError, RetriableError, TopicPartition
+from agnt5_engine.transport.base import (
+    Ack,
+    Batch,
+    Checkpointer,
+    OffsetGoneError,
+    Record,
+    RetriableError,
+    TopicPartition,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,7 +82,7 @@ class Surroundings:
     publish: Publish  # (topic or stand-in, messages)
     dispatch: Callable[[Owner, Run, Pending, str], bool]  # a queue's step to its pool; False: run it here
     stopped: Callable[[Owner, BaseException], None]
-    dead_letter: Callable[[Place, Any, str], Any]  # a journal record that cannot be decoded
+    dead_letter: Callable[[Place, Record, str], Awaitable[None]]  # a journal record that cannot be decoded
     owner_id: str
     code_version: str
     retention_ms: int
@@ -170,7 +178,7 @@ class Owner:
                     for r in batch.records:
                         if self.checkpoints.careful:
                             await self.checkpoints.suspect(r.offset)
-                        await self._apply_logged(r.offset, r.time, r)
+                        await self._apply_logged(r)
                         count += 1
                     state.applied = max(state.applied, batch.next_offset - 1)
                     kept += [e for e in state.effects if isinstance(e, Call | InterruptCall | Abandon)]
@@ -252,7 +260,7 @@ class Owner:
         try:
             for i, r in enumerate(batch.records, 1):
                 if r.offset > self.state.applied:
-                    await self._apply_logged(r.offset, r.time, r)
+                    await self._apply_logged(r)
                     self._apply_early()
                 if i % _AT_ONCE == 0:
                     self._act()
@@ -263,7 +271,8 @@ class Owner:
         except Exception as e:  # as on an ack: this partition is taken over anew, the process goes on
             self.fail(e)
 
-    async def _apply_logged(self, offset: int, time: int, logged: Any) -> None:
+    async def _apply_logged(self, logged: Record) -> None:
+        offset = logged.offset
         if offset <= self.state.applied:
             return
         try:
@@ -276,7 +285,7 @@ class Owner:
             self.state.applied = max(self.state.applied, offset)
             return
         if offset > self.state.applied:
-            apply(self.state, offset, time, record)
+            apply(self.state, offset, logged.time, record)
 
     def _acked(self, ack: Ack, batch: list[JournalRecord]) -> None:
         """Our own records are durable: apply those that are next, keep the others until the log has brought what is
@@ -347,8 +356,8 @@ class Owner:
                         self.timers.drop(*e)
                     case Verdict():
                         self.live.verdict(e)
-                    case Moved(run_id, ended):
-                        self.live.moved(run_id, ended)
+                    case Moved(run_id):
+                        self.live.moved(run_id)
                     case Abandon(run_id, path, p):
                         self.steps.abandon(run_id, path)
                         if isinstance(p.ask, StepAsk) and p.ask.function is not None:

@@ -263,4 +263,4 @@ def park(state: PartitionState, run: Run, held: Held | None, reason: str, detail
         None, None, None, [], [], [],
     )  # fmt: skip
     state.note(run, row, 1)
-    moved(state, run, ended=False)
+    moved(state, run)

@@ -84,7 +84,7 @@ def apply(state: PartitionState, offset: int, time: int, record: JournalRecord) 
     elif isinstance(record, ScheduleBegun):
         schedule_begun(state, held, record)
     else:
-        _owner_claimed(state, offset, record)
+        _owner_claimed(state, offset)
 
 
 def finish_call(
@@ -329,7 +329,7 @@ def _delivered(state: PartitionState, held: Held, id: str, claim: int) -> None:
         state.session_changed(session)
 
 
-def _owner_claimed(state: PartitionState, offset: int, r: OwnerClaimed) -> None:
+def _owner_claimed(state: PartitionState, offset: int) -> None:
     state.claim = offset
     state.effects.append(Superseded(offset))
     for run_id in sorted(state.paused):

@@ -48,9 +48,9 @@ def drop_activation(run: Run) -> None:
         run.activation = None
 
 
-def moved(state: PartitionState, run: Run, *, ended: bool) -> None:
+def moved(state: PartitionState, run: Run) -> None:
     if run.run_id in state.watched:
-        state.effects.append(Moved(run.run_id, ended))
+        state.effects.append(Moved(run.run_id))
 
 
 def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int) -> None:
@@ -114,7 +114,7 @@ def commit(state: PartitionState, run: Run, cause: Cause, turn: Turn, time: int)
     if turn.outcome is not None:
         _end(state, run, turn, time)
     if state.watched:
-        moved(state, run, ended=False)
+        moved(state, run)
 
 
 def _take_signal(run: Run, name: str) -> None:

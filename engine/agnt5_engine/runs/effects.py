@@ -93,10 +93,9 @@ class Verdict(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The public history of a watched run grew, or it ended or was paused."""
+    """The public history of a watched run grew: it went on, ended, or was paused."""
 
     run_id: str
-    ended: bool
 
 
 class Rescheduled(NamedTuple):

@@ -50,7 +50,7 @@ def finish(
         post_child_finished(state, held.offset, run, parent.run_id, parent.path)
     post_outcome(state, run)
     run_ended(state, run)
-    moved(state, run, ended=True)
+    moved(state, run)
 
 
 def go_on_again(state: PartitionState, run: Run, held: Held, attempt: int, command_id: str | None = None) -> None:
@@ -79,7 +79,7 @@ def unpark(state: PartitionState, run: Run, time: int) -> list[Held]:
         run.seq, time, h.RESUMED, "", "", "", run.attempt, 0, None, None, None, None, None, None, [], [], []
     )
     state.note(run, row, 1)
-    moved(state, run, ended=False)
+    moved(state, run)
     return held
 
 

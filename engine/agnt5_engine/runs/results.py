@@ -105,7 +105,7 @@ def step_failed(state: PartitionState, held: Held, r: StepFailed) -> None:
     )  # fmt: skip
     state.note(run, row, 1)
     state.effects.append(Execute(run.run_id, r.path))
-    moved(state, run, ended=False)
+    moved(state, run)
 
 
 def timer_fired(state: PartitionState, held: Held, r: TimerFired) -> None:
