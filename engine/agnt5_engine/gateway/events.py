@@ -15,8 +15,8 @@ from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.problems import ProblemError, invalid
 from agnt5_engine.gateway.routing import answers, json_input, router, shaped
 from agnt5_engine.gateway.runs import ENVELOPE_BYTES
+from agnt5_engine.runs.outbox import EVENT_ID
 
-EVENT_ID = "agnt5-event-id"
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 

@@ -15,15 +15,13 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agnt5.client.following import ENDS
 from agnt5.client.models import Event, Run, Submitted
 from agnt5_engine.gateway.hop import HEADER, Hop, HopSigner
 from agnt5_engine.gateway.metrics import FORWARDED
 from agnt5_engine.gateway.problems import ProblemError, RelayedError, no_owner, unavailable, unknown_run
 from agnt5_engine.ports import Engine, NotHere, Started
 from agnt5_engine.settings import Settings
-
-# Ends of a run: after one of these a stream has nothing more to bring.
-ENDS = frozenset({"run.completed", "run.failed", "run.cancelled", "run.timeout"})
 
 POLL_SECONDS = 20.0  # one long poll of the owner; below the idle time-outs of usual proxies
 PAUSE_SECONDS = 0.2  # between two looks for the owner of a partition that is changing hands

@@ -23,6 +23,7 @@ from agnt5_engine.records.routing import is_run_id
 ENVELOPE_BYTES = 4096
 """What a command's body may hold besides its payload."""
 LONGEST_WAIT = 86_400.0
+"""Seconds that a request may wait for its run to end: a day."""
 
 RunId = Annotated[str, Path(description="The run's ID.")]
 Wait = Annotated[

@@ -11,12 +11,10 @@ from agnt5.client.models import Run, Submitted, WorkflowInfo, WorkflowList
 from agnt5_engine.gateway.context import Gateway
 from agnt5_engine.gateway.problems import ProblemError, RelayedError, invalid
 from agnt5_engine.gateway.routing import answers, header, json_input, router, shaped
-from agnt5_engine.gateway.runs import last_event_id
+from agnt5_engine.gateway.runs import LONGEST_WAIT, last_event_id
 from agnt5_engine.gateway.starting import start_from_body
 from agnt5_engine.gateway.streams import CONTENT, event_stream
 from agnt5_engine.ports import NotHere, Started, UnknownRun
-
-LONGEST_WAIT = 86_400.0
 
 START_HEADERS = [
     header("Idempotency-Key", "The same key (per workflow and session) with the same input means the same run."),

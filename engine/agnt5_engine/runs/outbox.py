@@ -29,7 +29,7 @@ from agnt5_engine.runs.state import PartitionState
 JOURNAL = ":journal"
 OUTCOMES = ":outcomes"
 
-#: Header of emitted events; triggers of this engine start one run per value.
+#: Header of events that runs emit or clients publish; triggers of this engine start one run per value.
 EVENT_ID = "agnt5-event-id"
 
 

@@ -9,6 +9,7 @@ from agnt5.client.errors import refusal
 from agnt5.client.models import Event
 
 ENDS = frozenset({"run.completed", "run.failed", "run.cancelled", "run.timeout"})
+"""The events that end a run: after one of them a stream has nothing more to bring."""
 
 _CLOSED = "streams of events are closed as soon as they are opened"
 
