@@ -16,7 +16,14 @@ from agnt5.replay.protocol import Completed, Errored, Outcome, Stopped
 from agnt5_engine.partition.live import PartitionMoved, Watcher
 from agnt5_engine.partition.owner import Owner
 from agnt5_engine.ports import NotHere, Page, Refused, Started, StartRequest, UnknownRun
-from agnt5_engine.records.journal import CancelRequested, RetryRequested, RunRequested, SignalSent, UserResponded
+from agnt5_engine.records.journal import (
+    CancelRequested,
+    Command,
+    RetryRequested,
+    RunRequested,
+    SignalSent,
+    UserResponded,
+)
 from agnt5_engine.records.routing import (
     digest,
     is_run_id,
@@ -134,7 +141,7 @@ class LocalRuns:
             )
         return data
 
-    async def _command(self, run_id: str, command_id: str, record: Any) -> Verdict:
+    async def _command(self, run_id: str, command_id: str, record: Command) -> Verdict:
         """Append the command and wait for the verdict that applying it gives."""
         owner = self.owner(run_id)
         expected = owner.live.expect(run_id, command_id)
@@ -334,7 +341,7 @@ class _watching:
         self._owner = owner
         self._run_id = run_id
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> Watcher:
         self._watcher = self._owner.live.watch(self._run_id)
         self._owner.state.watched.add(self._run_id)
         return self._watcher

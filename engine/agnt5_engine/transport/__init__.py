@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from agnt5_engine.transport.base import Log, Membership, Sink, TransportError
+
+if TYPE_CHECKING:
+    from agnt5_engine.settings import Settings
 
 __all__ = ["make_membership", "open_log"]
 
 
-def open_log(broker: str, settings: Any) -> Log:
+def open_log(broker: str, settings: Settings) -> Log:
     """The log of `embedded://DIR` or `kafka://HOST:PORT[,...]`. Raises TransportError when it cannot be used."""
     if _scheme(broker) == "embedded":
         from agnt5_engine.transport.embedded.log import open_log as open_embedded
@@ -18,8 +21,7 @@ def open_log(broker: str, settings: Any) -> Log:
         return open_embedded(broker)
     from agnt5_engine.transport import kafka
 
-    log: Log = kafka.open_log(settings)
-    return log
+    return kafka.open_log(settings)
 
 
 def make_membership(
@@ -32,7 +34,7 @@ def make_membership(
     partitions: int,
     triggers: Sequence[str],
     sink: Sink,
-    settings: Any,
+    settings: Settings,
 ) -> Membership:
     """A membership of the group `app_id` that consumes `journal` and `triggers` into `sink`, once it is started.
 
@@ -48,8 +50,7 @@ def make_membership(
         return make_embedded(wiring)
     from agnt5_engine.transport import kafka
 
-    membership: Membership = kafka.make_membership(wiring)
-    return membership
+    return kafka.make_membership(wiring)
 
 
 def _scheme(broker: str) -> str:

@@ -7,13 +7,16 @@ signals are the engine's own. See docs/faust.md for what stock Faust would do wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faust
 from faust.tables.manager import TableManager
 from faust.transport.producer import Producer
 
 from agnt5_engine.transport.base import Sink
+
+if TYPE_CHECKING:
+    from agnt5_engine.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Wiring:
     partitions: int
     triggers: frozenset[str]
     sink: Sink
-    settings: Any
+    settings: Settings
 
     @property
     def topics(self) -> frozenset[str]:
