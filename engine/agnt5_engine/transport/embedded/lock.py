@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from pathlib import Path
 
 from agnt5_engine.transport.base import TransportError
-
-try:
-    import fcntl
-except ImportError:  # Windows: RocksDB's own lock still holds, it only cannot say who has it
-    fcntl = None  # type: ignore[assignment]
 
 
 class StoreError(TransportError):
@@ -31,12 +27,11 @@ class Lock:
             raise StoreError(
                 f"cannot write to {path}: {error.strerror}. Give AGNT5_BROKER a directory that this user can write to."
             ) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(self._file)
-                raise self.held_error() from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise self.held_error() from error
         self.note(None)
 
     def note(self, url: str | None) -> None:

@@ -268,7 +268,7 @@ class Producer:
         if lane.batch is not None:
             lane.batch.sent = lane.batch.sent or not isinstance(error, errors.NodeNotReadyError)
         if isinstance(error, _ABSENCE):
-            self._wire.is_away(error)
+            self._wire.note_away(error)
         self._stray.append(lane)
         if not self._settling:
             self._settling = True

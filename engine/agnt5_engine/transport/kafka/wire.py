@@ -201,7 +201,7 @@ class Wire:
             else:
                 await self._keep(client)
                 self.cluster = client.cluster
-                self.is_back()
+                self.note_back()
                 return client
 
     async def _keep(self, client: Client) -> None:
@@ -219,7 +219,7 @@ class Wire:
         client = self._client or await self.ready()
         response = await client.send(node, request, group=channel)
         if self._away_since is not None:
-            self.is_back()
+            self.note_back()
         return response
 
     async def ask(self, request: Any) -> Any:
@@ -244,7 +244,7 @@ class Wire:
         client = await self.ready()
         client._topics.update(topics)
         if await client.force_metadata_update():
-            self.is_back()
+            self.note_back()
             return True
         self._check_open()
         try:
@@ -312,7 +312,8 @@ class Wire:
 
     # -- saying that a broker is away
 
-    def is_away(self, problem: Exception) -> None:
+    def note_away(self, problem: Exception) -> None:
+        """No broker has answered: say so, now and again while that lasts."""
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now
@@ -321,7 +322,8 @@ class Wire:
             seconds = round(now - self._away_since)
             log.warning("kafka.away", servers=self.servers, seconds=seconds, error=str(problem) or repr(problem))
 
-    def is_back(self) -> None:
+    def note_back(self) -> None:
+        """A broker has answered."""
         if self._away_since is not None and self._said:
             log.info("kafka.back", servers=self.servers, seconds=round(time.monotonic() - self._away_since))
         self._away_since, self._said = None, 0.0
@@ -350,7 +352,7 @@ class Attempt:
         if time.monotonic() >= self._deadline:
             raise RetriableError(f"Kafka at {self._wire.servers} does not answer: {problem}") from problem
         if self.tries > 3:  # a new leader or coordinator takes a moment and is no news
-            self._wire.is_away(problem)
+            self._wire.note_away(problem)
         await asyncio.sleep(min(0.05 * 2 ** min(self.tries, 5), 1.0))
 
 
