@@ -34,12 +34,12 @@ class Appender:
 
     def __init__(
         self,
-        journal: Log,
+        log_: Log,
         target: TopicPartition,
         acked: Callable[[Ack, list[JournalRecord]], None],
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._log = journal
+        self._log = log_
         self._target = target
         self._acked = acked
         self._failed = failed

@@ -19,11 +19,18 @@ from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
 from agnt5.replay.activation import Activation
 from agnt5.replay.entries import UsedUp
-from agnt5.replay.protocol import StepAsk
+from agnt5.replay.protocol import Listener, StepAsk
 from agnt5.threads import StepThreads
 from agnt5_engine.partition.gates import Gate, Gates
 from agnt5_engine.partition.stopping import stopped
-from agnt5_engine.records.journal import RunParked, StepFailed, StepIsolated, StepSucceeded, make_step_succeeded
+from agnt5_engine.records.journal import (
+    JournalRecord,
+    RunParked,
+    StepFailed,
+    StepIsolated,
+    StepSucceeded,
+    make_step_succeeded,
+)
 from agnt5_engine.runs.apply import revive
 from agnt5_engine.runs.commit import drop_activation
 from agnt5_engine.runs.model import Pending, Run
@@ -100,9 +107,9 @@ class Steps:
         *,
         function: Callable[[str], Function[Any] | None],
         now: Callable[[], int],
-        append: Callable[[str, Any], None],
+        append: Callable[[str, JournalRecord], None],
         dispatch: Callable[[Run, Pending, str], bool],
-        listener: Callable[[str], Any],
+        listener: Callable[[str], Listener],
         max_payload: int,
         gates: Gates | None = None,
     ) -> None:

@@ -45,7 +45,7 @@ _POLL_MS = 200
 #: Seconds that what runs may take to end when the worker is asked to stop.
 _GRACE = 20.0
 _REBALANCE_MS = 30_000
-_POLL = 500
+_POLL_RECORDS = 500
 #: A partition is read at most so far beyond its committed offset: what another worker that dies may have begun.
 _WINDOW = 2000
 
@@ -129,7 +129,7 @@ class Worker:
         if stop.is_set():
             return
         log.info("worker.started", queue=self._queue, worker=self.name)
-        loops = [asyncio.create_task(work) for work in (self._consume(), self._commit_often(), _set(stop))]
+        loops = [asyncio.create_task(work) for work in (self._consume(), self._commit_often(), _asked(stop))]
         try:
             await asyncio.wait((*loops, self._failure), return_when=asyncio.FIRST_COMPLETED)
             for task in (*loops, self._failure):
@@ -155,7 +155,7 @@ class Worker:
                 heartbeat_interval_ms=max(100, session_ms // 3),
                 rebalance_timeout_ms=_REBALANCE_MS,
                 request_timeout_ms=_REBALANCE_MS + 10_000,
-                max_poll_records=_POLL,
+                max_poll_records=_POLL_RECORDS,
                 metadata_max_age_ms=5000,
                 **settings.kafka_options(),
             )
@@ -204,7 +204,7 @@ class Worker:
             self._consumer.seek(partition, start)
             suspects_until = start if clean else min(ends[partition], start + _WINDOW)
             self._sources[partition] = _Source(self.pool, start, suspects_until)
-        # Takes the mark _CLEAN off: should this worker die, the next one knows that it may have begun commands.
+        # Takes the mark _CLEAN off: should this worker die, the next knows that it may have begun commands.
         await self._commit("")
         log.info("worker.assigned", queue=self._queue, partitions=sorted(p.partition for p in partitions))
 
@@ -236,7 +236,8 @@ class Worker:
     async def _hold_back(self) -> None:
         """Read no more where enough waits, or where too much has been read since the last commit."""
         consumer, sources = self._consumer, self._sources
-        ahead = {p for p, source in sources.items() if source.read - self._committed.get(p, 0) >= _WINDOW - _POLL}
+        most = _WINDOW - _POLL_RECORDS
+        ahead = {p for p, source in sources.items() if source.read - self._committed.get(p, 0) >= most}
         if ahead:
             self.pool.unblock([sources[p].positions for p in ahead])
             await self._commit("")
@@ -281,7 +282,8 @@ class Worker:
             log.warning("worker.commit_failed", queue=self._queue, error=str(e))
 
 
-async def _set(stop: asyncio.Event) -> None:
+async def _asked(stop: asyncio.Event) -> None:
+    """Until the worker is asked to stop."""
     await stop.wait()
 
 

@@ -11,11 +11,7 @@ from contextlib import suppress
 
 from agnt5.errors import NonDeterminismError
 from agnt5.replay.activation import Activation
-from agnt5.replay.protocol import (
-    EntryKey,
-    RunInfo,
-    Turn,
-)
+from agnt5.replay.protocol import EntryKey, RunInfo, Turn
 from agnt5_engine.records.rows import Held, HistoryRow
 from agnt5_engine.runs import history as h
 from agnt5_engine.runs.commit import commit, drop_activation, moved

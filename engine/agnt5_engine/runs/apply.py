@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from agnt5.replay.protocol import (
-    Cancelled,
-)
+from agnt5.replay.protocol import Cancelled
 from agnt5_engine.records.avro import decode, encode, is_a
 from agnt5_engine.records.journal import (
     CallInterrupted,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pydantic_core import from_json, to_json
 
-from agnt5.replay.protocol import (
-    WriteAsk,
-)
+from agnt5.replay.protocol import WriteAsk
 from agnt5.state import changed
 from agnt5.wholes import SESSION, outgrown
 from agnt5_engine.records.avro import decode, is_a

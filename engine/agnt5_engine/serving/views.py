@@ -6,14 +6,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from agnt5.client.models import Approval, ErrorDetail, Event, Option, Pause, Run, RunStatus, Trigger, Waiting, at
 from agnt5.errors import short_type
-from agnt5.replay.protocol import (
-    ChildAsk,
-    EmitAsk,
-    SignalAsk,
-    SleepAsk,
-    StepAsk,
-    UserAsk,
-)
+from agnt5.replay.protocol import ChildAsk, EmitAsk, SignalAsk, SleepAsk, StepAsk, UserAsk
 from agnt5_engine.runs import model
 from agnt5_engine.runs.history import PublicEvent
 
