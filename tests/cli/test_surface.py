@@ -73,7 +73,7 @@ print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
     assert done.stderr.strip() == "[]"
 
 
-def test_completion_is_offered(offline: Agnt5) -> None:
+def test_help_offers_shell_completion(offline: Agnt5) -> None:
     assert "--install-completion" in offline("--help").out
 
 

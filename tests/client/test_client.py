@@ -111,7 +111,7 @@ async def test_an_unknown_workflow_or_run_is_a_lookup_error(client: Caller) -> N
             await getattr(client, method)("no.such.run")
 
 
-async def test_submit_then_wait(client: Caller) -> None:
+async def test_a_submitted_run_is_waited_for_by_its_id_and_keeps_its_session_and_user(client: Caller) -> None:
     run_id = await client.submit("double", {"number": 3}, session_id="sitzung ü", user_id="ada")
     run: Run = await client.wait(run_id, timeout=20)
     assert (run.output, run.session_id, run.user_id) == (6, "sitzung ü", "ada")
@@ -232,7 +232,7 @@ async def test_stream_starts_a_run_and_brings_its_events(client: Caller) -> None
     assert await client.history(events[0].run_id) == events
 
 
-async def test_streaming_what_there_is_not_raises(client: Caller) -> None:
+async def test_streaming_an_unknown_run_or_workflow_raises_not_found(client: Caller) -> None:
     with pytest.raises(NotFoundError):
         await client.stream(print, "no.such.run")
     with pytest.raises(NotFoundError):

@@ -64,7 +64,7 @@ async def test_a_signal_may_have_a_slash_in_its_name(one: Processor) -> None:
     assert (await one.http.get(f"/v1/result/{run_id}?timeout=5")).json()["output"] == ["order%2Fpaid", "order/shipped"]
 
 
-async def test_an_answer_has_to_say_its_answer(one: Processor) -> None:
+async def test_an_answer_without_user_response_or_with_more_than_that_is_refused(one: Processor) -> None:
     run_id = await submit(one, "approval_workflow", order_id="7")
     for body in ({}, {"response": "approve"}, {"user_response": "approve", "extra": 1}, [], "approve"):
         status, document = await answer(one, run_id, body)

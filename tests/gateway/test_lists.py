@@ -115,7 +115,7 @@ async def test_workflows_are_listed_with_triggers_and_schema(one: Processor) -> 
     assert listed["welcome"]["triggers"] == [{"kind": "event", "topic": "user.signed_up"}]
 
 
-async def test_processors_and_probes(make_group: MakeGroup) -> None:
+async def test_processors_are_listed_with_their_partitions_and_readyz_says_what_is_wrong(make_group: MakeGroup) -> None:
     group = make_group("one", "two")
     one = group.processors[0]
     members = (await one.http.get("/v1/processors")).json()["items"]

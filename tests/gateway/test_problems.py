@@ -122,7 +122,7 @@ async def test_a_name_in_a_header_that_is_no_name_starts_nothing(one: Processor,
     assert one.engine.starts == 0
 
 
-async def test_paths_and_methods_there_are_not(one: Processor) -> None:
+async def test_unknown_paths_and_methods_are_answered_with_problem_documents(one: Processor) -> None:
     assert_problem(await one.http.get("/v2/runs"), 404, "no-such-path")
     assert_problem(await one.http.get("/v1/runs/"), 404, "no-such-path")
     answer = await one.http.delete("/v1/runs")

@@ -119,7 +119,7 @@ async def test_reads_that_came_or_went_are_named() -> None:
     await env2.__aexit__(None, None, None)
 
 
-async def test_another_outcome_is_named() -> None:
+async def test_a_run_that_ends_otherwise_in_todays_code_is_refused_naming_both_ends() -> None:
     async def old(ctx: WorkflowContext) -> int:
         return 1
 

@@ -76,7 +76,7 @@ def test_sessions_and_users_survive_their_rows(session: SessionRow, user: UserRo
 
 
 @pytest.mark.parametrize("name", ["everything", "commands", "other code"])
-def test_runs_survive_their_rows(name: str) -> None:
+def test_a_run_read_back_from_its_row_equals_the_one_that_was_written(name: str) -> None:
     seen = 0
     for seed in range(3):
         world, _ = live(name, seed)
@@ -109,7 +109,7 @@ def test_a_run_that_is_read_from_the_table_is_the_run_that_was_written() -> None
 
 
 @given(values(dict[str, str]))
-def test_a_row_of_a_run_without_history_says_so(metadata: Any) -> None:
+def test_a_row_of_a_run_without_history_has_none(metadata: Any) -> None:
     run = Run("run", "run", "workflow", b"{}", 1)
     run.metadata = metadata
     assert run_of(decode(encode(run_row(run, inline=True)))).history == []

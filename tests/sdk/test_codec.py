@@ -262,7 +262,7 @@ class Labelled:
     inside: Labels
 
 
-def test_so_is_a_set_in_a_model_or_a_dataclass() -> None:
+def test_a_set_in_a_model_or_a_dataclass_is_written_in_a_stable_order() -> None:
     many = [chr(ord("a") + i) for i in range(26)]
     given = Labelled(set(many), Labels(names=set(many), by_number={1: [frozenset(many)], 2: []}))
     written = {"names": many, "inside": {"names": many, "by_number": {"1": [many], "2": []}}}

@@ -39,7 +39,7 @@ def test_an_event_that_does_not_name_its_session_is_refused_naming_the_field(fie
         event("t", session=field).session_id("no object")
 
 
-def test_a_filter_decides() -> None:
+def test_a_value_is_accepted_when_the_filter_says_so_or_there_is_none() -> None:
     spec = event("t", filter=lambda v: v["total"] > 10)
     assert spec.accepts({"total": 11})
     assert not spec.accepts({"total": 1})
@@ -148,7 +148,7 @@ def test_a_webhooks_fields_are_its_body_and_for_stripe_its_object() -> None:
     assert webhook("stripe").accepts(None)
 
 
-def test_specs_are_values() -> None:
+def test_triggers_that_say_the_same_are_equal_and_cannot_be_changed() -> None:
     assert event("t", session="a") == event("t", session="a")
     assert len({cron("0  9 * * *"), cron("0 9 * * *"), every(5), every(timedelta(seconds=5)), webhook("a")}) == 3
     with pytest.raises(AttributeError):

@@ -60,7 +60,7 @@ async def test_ten_lives_in_one_process_leave_no_task_thread_or_handler_behind(t
     assert _surroundings() == before
 
 
-def test_it_runs_inside_uvloop(tmp_path: Path) -> None:
+def test_a_membership_comes_and_goes_inside_uvloop(tmp_path: Path) -> None:
     uvloop = pytest.importorskip("uvloop", reason="uvloop does not exist on Windows")
     uvloop.run(_come_and_go(Directory(tmp_path / "data"), 3))
 

@@ -53,7 +53,7 @@ async def test_appends_of_many_callers_land_whole_and_in_call_order(log: Log, fr
         assert records[ack.offset].time == ack.time
 
 
-async def test_partitions_are_apart(log: Log, fresh: Fresh) -> None:
+async def test_each_partition_gives_back_its_own_records_in_order(log: Log, fresh: Fresh) -> None:
     topic = (await made(log, fresh("t"), 3)).topic
     await asyncio.gather(
         *(log.append(TopicPartition(topic, n % 3), [Message(b"%d" % (n % 3), b"%d" % n)]) for n in range(30))

@@ -55,7 +55,7 @@ def test_a_due_time_that_has_come_starts_a_run_and_else_the_next_is_waited_for()
 
 
 @pytest.mark.parametrize(("catch_up", "due"), [("one", [4]), ("all", [1]), ("skip", [])], ids=lambda value: str(value))
-def test_times_missed_while_everything_was_down(catch_up: Any, due: list[int]) -> None:
+def test_catch_up_decides_which_missed_times_are_started(catch_up: Any, due: list[int]) -> None:
     found = plan(hourly(catch_up=catch_up), row(NOON), None, NOON + 4 * HOUR + 31 * MINUTE)
 
     assert found.due == [NOON + n * HOUR for n in due]
