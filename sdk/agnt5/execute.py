@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from concurrent.futures import Executor
 from typing import Any
 
-from agnt5.codec import encode_plain
 from agnt5.errors import EncodeError, StepTimeout
-from agnt5.function import Function, plain_function
+from agnt5.function import Function
 from agnt5.functioncontext import FunctionContext
 from agnt5.policies import StepOptions
 from agnt5.threads import run_in_thread
@@ -42,31 +41,6 @@ async def execute(
         return encode(value)
     except EncodeError as error:
         raise EncodeError(f"the result of function {function.name!r} cannot be kept: {error}") from None
-
-
-async def execute_local(
-    work: Callable[..., Any] | Awaitable[Any],
-    name: str,
-    ctx: FunctionContext,
-    options: StepOptions | None = None,
-    threads: Executor | None = None,
-) -> bytes:
-    """The same for `ctx.step("name", work)`: a callable (without arguments but `ctx`) or an awaitable."""
-    policy = options
-    if callable(work):
-        function = work if isinstance(work, Function) else plain_function(work)
-        policy = function.policy if options is None else options
-        args = [ctx] if function.takes_ctx else []
-        call = function.fn(*args) if function.is_async else run_in_thread(function.fn, args, {}, threads, ctx)
-        encode = function.encode_result
-    else:
-        call = work
-        encode = encode_plain
-    value = await bounded(call, None if policy is None else policy.timeout_ms, name, ctx)
-    try:
-        return encode(value)
-    except EncodeError as error:
-        raise EncodeError(f"the result of step {name!r} cannot be kept: {error}") from None
 
 
 async def bounded(call: Awaitable[Any], timeout_ms: int | None, name: str, ctx: FunctionContext) -> Any:

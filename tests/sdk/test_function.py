@@ -26,10 +26,10 @@ from agnt5 import (
     registry,
     workflow,
 )
-from agnt5.execute import execute, execute_local
+from agnt5.execute import execute
 from agnt5.function import current_activation, plain_function
 from agnt5.policies import StepOptions
-from agnt5.replay.steps import LocalCall
+from agnt5.replay.steps import LocalAwaitable, LocalCall
 from agnt5.testing import TestEnvironment
 from agnt5.threads import StepThreads
 
@@ -345,15 +345,22 @@ async def test_callables_and_coroutines_run_as_local_steps() -> None:
     async def with_ctx(ctx: FunctionContext) -> str:
         return ctx.run_id
 
-    assert await execute_local(plain, "a", ctx()) == b'{"id":"p","total":0.0}'
-    assert await execute_local(with_ctx, "b", ctx()) == b'"r1"'
-    assert await execute_local(lambda: _value({"x": 1}), "c", ctx()) == b'{"x":1}'
-    assert await execute_local(_value([1]), "d", ctx()) == b"[1]"
-    assert await execute_local(functools.partial(_value, 5), "e", ctx()) == b"5"
+    async def endless() -> None:
+        await asyncio.sleep(3600)
+
+    async def called(fn: Any, options: StepOptions | None = None) -> bytes:
+        function = plain_function(fn)
+        return await LocalCall(function if options is None else function.with_options(options), (), {}).run(ctx())
+
+    assert await called(plain) == b'{"id":"p","total":0.0}'
+    assert await called(with_ctx) == b'"r1"'
+    assert await called(lambda: _value({"x": 1})) == b'{"x":1}'
+    assert await called(functools.partial(_value, 5)) == b"5"
+    assert await LocalAwaitable("d", _value([1])).run(ctx()) == b"[1]"
     with pytest.raises(EncodeError, match=r"'f'.*lock"):
-        await execute_local(_value(threading.Lock()), "f", ctx())
-    with pytest.raises(StepTimeout, match="'g'"):
-        await execute_local(asyncio.sleep(3600), "g", ctx(), StepOptions(timeout_ms=10))
+        await LocalAwaitable("f", _value(threading.Lock())).run(ctx())
+    with pytest.raises(StepTimeout, match="'endless'"):
+        await called(endless, StepOptions(timeout_ms=10))
 
 
 async def test_hanging_threads_hold_up_neither_new_work_below_the_limit_nor_shutdown() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from agnt5 import registry
-from agnt5.codec import check_text, decode_plain
+from agnt5.codec import check_text, decode_plain, encode_plain
 from agnt5.errors import EncodeError
-from agnt5.execute import bounded, execute_local
+from agnt5.execute import bounded
 from agnt5.function import Function, plain_function
 from agnt5.functioncontext import FunctionContext
 from agnt5.replay.entries import Entry, Site, UsedUp
@@ -173,7 +173,11 @@ class LocalAwaitable:
         awaitable, self.awaitable = self.awaitable, None
         if awaitable is None:
             raise UsedUp(f"the coroutine of step {self.name!r} has been run: rebuild the run for a fresh one")
-        return await execute_local(awaitable, self.name, FunctionContext(name=self.name) if ctx is None else ctx)
+        value = await awaitable
+        try:
+            return encode_plain(value)
+        except EncodeError as error:
+            raise EncodeError(f"the result of step {self.name!r} cannot be kept: {error}") from None
 
     def usable(self) -> bool:
         return self.awaitable is not None
