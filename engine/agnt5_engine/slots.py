@@ -22,11 +22,11 @@ _MOST = 256
 class Slot:
     """Holds slot `number` until `release`."""
 
-    def __init__(self, data_dir: Path, fixed: int | None = None) -> None:
-        """Take the first free slot, or the one asked for. Raises OSError when it is taken or none is free."""
+    def __init__(self, data_dir: Path) -> None:
+        """Take the first free slot. Raises OSError when none is free."""
         folder = data_dir / "slots"
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(_MOST) if fixed is None else (fixed,):
+        for number in range(_MOST):
             file = os.open(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             if not _locked(file):
                 continue
@@ -38,8 +38,7 @@ class Slot:
             self.folder.mkdir(mode=0o700, exist_ok=True)  # for tables: payloads of runs
             self.instance_id = self._named()
             return
-        taken = f"slot {fixed}" if fixed is not None else f"all {_MOST} slots"
-        raise OSError(f"{taken} of {data_dir} in use: stop the other processor, or set AGNT5_DATA_DIR")
+        raise OSError(f"all {_MOST} slots of {data_dir} are in use: stop a processor, or set AGNT5_DATA_DIR")
 
     def _named(self) -> str:
         """The name that no other processor on this machine has."""

@@ -43,10 +43,8 @@ class Stream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, chunks: AsyncGenerator[bytes, None], status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(chunks, status, headers)
+    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, headers=headers)
         self._chunks = chunks
 
     async def stream_response(self, send: Send) -> None:

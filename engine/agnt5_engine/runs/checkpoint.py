@@ -24,6 +24,8 @@ _LIVE_ROWS, _LIVE_BYTES = 16, 4 * 1024
 #: A checkpoint deletes at most so many rows of forgotten runs, or so many for each row that it writes: a run that came
 #: and went between two checkpoints is written as one row, and deleted as three.
 _LET_GO, _TIMES = 1000, 4
+#: Early cancels that one checkpoint looks through for old ones.
+_SWEPT = 100
 
 
 class Row(NamedTuple):
@@ -161,12 +163,12 @@ def _has_runs(state: PartitionState, key: str, gone: set[bytes]) -> bool:
     return any(routing_key(k[1:].decode()) == key for k in stored) or any(r.key == key for r in state.runs.values())
 
 
-def _old_cancels(state: PartitionState, limit: int = 100) -> list[Row]:
+def _old_cancels(state: PartitionState) -> list[Row]:
     """Some of the cancels for runs that never came, a few at a time."""
     rows: list[Row] = []
     after, state.swept = state.swept, None
     for n, (key, value) in enumerate(state.rows.scan(table.EARLY_CANCEL, after)):
-        if n == limit:
+        if n == _SWEPT:
             break
         state.swept = key
         run_id = key[1:].decode()

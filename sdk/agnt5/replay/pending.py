@@ -204,22 +204,6 @@ class Pending(Generic[T_co]):
         return len(waiting) - len(kept)
 
 
-class Script(Pending[T_co]):
-    """A pending whose end its owner decides: nothing is asked for by itself."""
-
-    __slots__ = ("label",)
-
-    def __init__(self, loop: DeterministicLoop, label: str, site: tuple[CodeType, int] | None = None) -> None:
-        super().__init__(loop, site)
-        self.label = label
-
-    def _begin(self) -> None:
-        pass
-
-    def described(self) -> str:
-        return self.label
-
-
 async def wait_for(pending: Pending[T_co]) -> T_co:
     """The body of a task that waits for an operation."""
     return await pending
