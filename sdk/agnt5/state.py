@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from agnt5.codec import decode_plain
-from agnt5.replay.entries import Entry, Operation, Sequence, Site, caller
+from agnt5.replay.entries import Chain, Entry, Operation, Site, caller
 from agnt5.replay.pending import Pending
 from agnt5.replay.protocol import UserStateAsk
 from agnt5.replay.session import Look, SessionRead, SessionUpdate, SessionWrite
@@ -229,7 +229,7 @@ def _seen(data: bytes) -> _Seen:
     return _Seen(reply["version"], values, reply.get("applied", False))
 
 
-class _UserUpdate(Sequence[Any]):
+class _UserUpdate(Chain[Any]):
     """Read, then write what follows from it if nobody has written meanwhile; again with what the reply shows."""
 
     __slots__ = ("change", "look", "value")

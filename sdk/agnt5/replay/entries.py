@@ -289,7 +289,7 @@ class TimerEntry:
         self.resolved(b"")
 
 
-class Sequence(Operation[T_co]):
+class Chain(Operation[T_co]):
     """An operation made of several entries one after the other (a compare-and-set loop): subclasses start the next
     entry where the last one settled. Cancelling it cancels the entry in flight."""
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agnt5.replay.entries import BRANCH, Branch, Entry, Operation, Sequence, Site
+from agnt5.replay.entries import BRANCH, Branch, Chain, Entry, Operation, Site
 from agnt5.replay.pending import Pending
 from agnt5.replay.protocol import WriteAsk
 
@@ -125,7 +125,7 @@ class SessionWrite(Entry[None]):
             self.activation.withdraw(self.ask.path)
 
 
-class SessionUpdate(Sequence[Any]):
+class SessionUpdate(Chain[Any]):
     """A read and the write that follows from it, with nothing between."""
 
     __slots__ = ("change", "look", "value")
