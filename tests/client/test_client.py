@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -452,3 +453,15 @@ def test_both_clients_have_the_same_methods() -> None:
         }
 
     assert methods(Client) == methods(AsyncClient)
+
+
+@pytest.mark.parametrize("kind", ["run", "wait"])
+async def test_a_processor_that_hangs_keeps_nobody_for_long_after_his_timeout(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agnt5.client.calls._SHORT_ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as frozen:  # the kernel accepts, and nobody answers
+        url = f"http://127.0.0.1:{frozen.getsockname()[1]}"
+        async with asyncio.timeout(10), AsyncClient(url) as client:
+            with pytest.raises(UnavailableError, match="no answer"):
+                await (client.run("a", timeout=0.2) if kind == "run" else client.wait("a", timeout=0.2))

@@ -23,19 +23,21 @@ from agnt5.errors import EncodeError, RunError
 if TYPE_CHECKING:
     from agnt5.replay.history import History
 
+ANSWER_SECONDS = 30.0
 LONG_POLL = 25.0
 """Seconds that one request may wait at the server; longer waits are several requests."""
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 2.0
 _LAST_ASKED = 0.5
+_SHORT_ANSWER = 5.0
 
 Result = TypeVar("Result")
 Shaped = TypeVar("Shaped", bound=Shape)
 
 
 class Call(NamedTuple):
-    """One request. `wait` is how long the server may take on purpose (s)."""
+    """One request. `wait` is how long the server may take on purpose (s), `answer` how long beyond that."""
 
     method: str
     path: str
@@ -43,6 +45,7 @@ class Call(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012
     body: bytes | None = None
     wait: float = 0.0
+    answer: float = ANSWER_SECONDS
 
 
 class Reply(NamedTuple):
@@ -205,7 +208,9 @@ def run(
 ) -> Operation[Any]:
     begun = time.monotonic()
     first = LONG_POLL if timeout is None else min(timeout, LONG_POLL)
-    call = start_call("run", workflow, input, session_id, user_id, idempotency_key, first)
+    call = start_call("run", workflow, input, session_id, user_id, idempotency_key, first)._replace(
+        answer=_answer(timeout)
+    )
     answered = yield from ask(call, _patience(patience, timeout))
     if answered.reply.status == 202:
         run_id = Submitted.model_validate_json(answered.reply.body).run_id
@@ -232,7 +237,7 @@ def wait(run_id: str, timeout: float | None, patience: float, told: float | None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         poll = LONG_POLL if left is None else min(LONG_POLL, left)
-        call = Call("GET", run_path(run_id), {"timeout": f"{poll:.3f}"}, wait=poll)
+        call = Call("GET", run_path(run_id), {"timeout": f"{poll:.3f}"}, wait=poll, answer=_answer(left))
         answered = yield from ask(call, _patience(patience, left))
         found = Run.model_validate_json(answered.reply.body)
         if found.ended or found.status == "paused":
@@ -245,6 +250,11 @@ def _patience(patience: float, left: float | None) -> float:
     """Nobody who waits for `left` seconds wants to be told much later that there is no answer; but of a run that was
     started, it is worth asking once or twice."""
     return patience if left is None else min(patience, left + _LAST_ASKED)
+
+
+def _answer(left: float | None) -> float:
+    """Nor does one who waits for that long want to learn much later that a processor that hangs has not answered."""
+    return ANSWER_SECONDS if left is None else _SHORT_ANSWER
 
 
 # ------------------------------------------------------------------ commands

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import EventSource, SSEError
 
-from agnt5.client.calls import Call, Lost, Reply, retry_after
+from agnt5.client.calls import ANSWER_SECONDS, Call, Lost, Reply, retry_after
 from agnt5.client.errors import refusal
 from agnt5.client.models import Problem
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 30.0
 SILENCE_SECONDS = 60.0
 """A stream pings every 15 s; one that is silent for this long is dead."""
 
@@ -88,7 +87,7 @@ def _encoded(call: Call) -> dict[bytes, bytes]:
 
 
 def _timeout(call: Call) -> httpx.Timeout:
-    return httpx.Timeout(ANSWER_SECONDS + call.wait, connect=CONNECT_SECONDS)
+    return httpx.Timeout(call.wait + call.answer, connect=CONNECT_SECONDS)
 
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
