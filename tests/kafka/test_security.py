@@ -8,7 +8,7 @@ import pytest
 
 from agnt5_engine.settings import Settings
 from agnt5_engine.transport import make_membership
-from agnt5_engine.transport.base import Message, TopicPartition, TransportError
+from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import open_log
 from tests.kafka.processors import Recorder, until
 from tests.kafka.real_log import everything, spec
@@ -67,6 +67,16 @@ async def test_log_checkpoints_and_membership_pass_through(
     await until(lambda: sink.values == [b"v"])
     assert [member.partitions for member in await membership.members()] == [(0,)]
     await membership.stop(leave=True)
+    await log.close()
+
+
+async def test_a_topic_that_the_user_may_not_see_is_not_taken_for_one_that_is_missing(kafka_broker: Any) -> None:
+    authorizer = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+    broker = kafka_broker({"authorizer.class.name": authorizer, "super.users": "User:ANONYMOUS"}, security=True)
+    log = open_log(settings_for(broker, "SASL_PLAINTEXT", "PLAIN"))
+    with pytest.raises(BadTopicError, match="does not let us see topic 'orders'; give this user access"):
+        await log.topics(["orders"])
+    assert await log.topics() == {}
     await log.close()
 
 

@@ -17,7 +17,7 @@ from agnt5_engine.transport.kafka.wire import RETRIABLE, Attempt, Wire
 
 REPLICATION = "replication.factor"  # not a setting of Kafka's, but told beside them
 _TOPIC = 2  # resource type
-_EXISTS, _BAD_REPLICATION = 36, 38
+_UNAUTHORIZED, _EXISTS, _BAD_REPLICATION = 29, 36, 38
 _TIMEOUT_MS = 8_000
 
 
@@ -183,6 +183,8 @@ async def describe(wire: Wire, names: Sequence[str] | None) -> dict[str, TopicIn
     metadata = await wire.ask(MetadataRequest(asked, allow_auto_topic_creation=False))
     shape: dict[str, tuple[int, int]] = {}
     for code, topic, internal, partitions in metadata.topics:
+        if code == _UNAUTHORIZED:
+            raise BadTopicError(f"Kafka does not let us see topic {topic!r}; give this user access to it")
         if code == 0 and (asked is not None or not internal):
             shape[topic] = (len(partitions), min((len(p[3]) for p in partitions), default=0))
     if not shape:
