@@ -33,7 +33,10 @@ VOLUME /var/lib/agnt5
 EXPOSE 8080
 # A graceful stop checkpoints first.
 STOPSIGNAL SIGTERM
+# `agnt5 worker` serves no HTTP: it is healthy for as long as it lives.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request; \
+command = next((a for a in open('/proc/1/cmdline').read().split('\\0') if a in ('processor', 'worker')), None); \
+command == 'worker' or urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
 ENTRYPOINT ["agnt5"]
 CMD ["processor", "orders.py"]

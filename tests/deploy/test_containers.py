@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import fnmatch
+import io
+import json
 import re
 import shutil
 import subprocess
@@ -61,6 +63,26 @@ def test_the_image_runs_as_nobody_in_particular_and_stops_gracefully() -> None:
     # Exec form: the engine is process 1 and gets the signal.
     assert all(value.startswith("[") for name, value in stage if name in ("ENTRYPOINT", "CMD"))
     assert not any(name == "ADD" for name, _ in instructions())
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("python agnt5 processor orders.py", True),
+        ("docker-init -- agnt5 processor worker", True),
+        ("python agnt5 worker processor --queue gpu", False),
+    ],
+)
+def test_the_image_asks_a_processor_for_its_health_and_not_a_worker_which_serves_no_http(
+    command: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = next(value for name, value in last_stage() if name == "HEALTHCHECK")
+    python, flag, code = json.loads(check.partition("CMD ")[2])
+    assert (python, flag) == ("python", "-c")
+    urls: list[str] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: urls.append(url))
+    exec(code, {"open": lambda path: io.StringIO(command.replace(" ", "\0"))})
+    assert bool(urls) is asked
 
 
 def test_the_image_installs_only_what_is_pinned_by_hash() -> None:
