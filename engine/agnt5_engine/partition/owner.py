@@ -28,10 +28,9 @@ from agnt5_engine.partition.sender import Publish, Sender
 from agnt5_engine.partition.steps import Slots, Steps
 from agnt5_engine.partition.table import Table
 from agnt5_engine.partition.timers import Timers, steady_ms
-from agnt5_engine.records.avro import NewerRecordError, RecordError, decode_journal
+from agnt5_engine.records.avro import NOT_FOR_US, RecordError, decode_journal
 from agnt5_engine.records.journal import Delivered, JournalRecord, TimerFired
 from agnt5_engine.records.routing import partition_of, routing_key
-from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.apply import apply, finish_call, resume_queue
 from agnt5_engine.runs.ask import asking
 from agnt5_engine.runs.effects import (
@@ -277,8 +276,7 @@ class Owner:
             return
         try:
             record = self._appender.sent(logged.value) or decode_journal(logged.value or b"")
-        except (SealError, NewerRecordError) as e:
-            # It is not damaged: with the key, or newer code, it can be read. Passing it over would lose it.
+        except NOT_FOR_US as e:
             raise PartitionStopped(f"partition {self.partition}, journal offset {offset}: {e}") from e
         except RecordError as e:
             await self._around.dead_letter(self.place, logged, str(e))

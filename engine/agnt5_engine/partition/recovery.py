@@ -17,10 +17,9 @@ from typing import NamedTuple
 import structlog
 
 from agnt5_engine.partition.table import LocalMarker, Table, marker_now
-from agnt5_engine.records.avro import NewerRecordError, decode, encode, is_a
+from agnt5_engine.records.avro import NOT_FOR_US, decode, encode, is_a
 from agnt5_engine.records.journal import OwnerClaimed
 from agnt5_engine.records.rows import MarkerRow
-from agnt5_engine.records.sealing import SealError
 from agnt5_engine.runs.table import MARKER
 from agnt5_engine.transport.base import Checkpointer, Log, Message, RetriableError, TopicPartition
 
@@ -70,7 +69,7 @@ async def restore(place: Place, checkpointer: Checkpointer) -> Restored:
             log.info("table.restored", partition=place.journal.partition, rows=count, seconds=seconds)
         data = table.get(MARKER)
         marker = decode(data) if data is not None else None
-    except (SealError, NewerRecordError) as e:
+    except NOT_FOR_US as e:
         table.close()
         raise PartitionStopped(f"partition {place.journal.partition}: its state cannot be read: {e}") from e
     except BaseException:

@@ -36,6 +36,11 @@ class NewerRecordError(RecordError):
     """A record in order, of a schema newer than this code: it says something that others know how to read."""
 
 
+NOT_FOR_US = (SealError, NewerRecordError)
+"""Bytes that raise one of these are not damaged: with the key, or newer code, they can be read. Passing them over would
+lose them."""
+
+
 class _Version(NamedTuple):
     """One schema version of a kind, ready to read."""
 
