@@ -21,6 +21,7 @@ from structlog.contextvars import bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agnt5_engine.printable import printable
+from agnt5_engine.records.sealing import written_keys
 from agnt5_engine.settings import Settings
 
 MASK = "***"
@@ -172,7 +173,7 @@ def _secret_values(settings: Settings) -> list[str]:
     for secrets in settings.webhook_secrets.values():
         found += secrets
     values = [secret.get_secret_value() for secret in found if secret]
-    if settings.payload_keys:  # ID:KEY, several by comma
-        values += [part.partition(":")[2].strip() for part in settings.payload_keys.get_secret_value().split(",")]
+    if settings.payload_keys:
+        values += [encoded for _, encoded in written_keys(settings.payload_keys.get_secret_value())]
     # Shorter ones would blacken ordinary words.
     return [value for value in values if len(value) >= 6]

@@ -75,12 +75,17 @@ def parse_keys(text: str) -> dict[str, bytes]:
     """AGNT5_PAYLOAD_KEYS: `ID:BASE64[,ID:BASE64...]`, the one that seals first. Raises ValueError without showing a
     key."""
     keys: dict[str, bytes] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, colon, encoded = part.partition(":")
-        if not colon or not name:
-            raise ValueError("write ID:BASE64, several by comma")
+    for name, encoded in written_keys(text):
         try:
             keys[name] = base64.b64decode(encoded, validate=True)
         except ValueError:
             raise ValueError(f"the key {name!r} is not base64") from None
     return keys
+
+
+def written_keys(text: str) -> list[tuple[str, str]]:
+    """The same keys with their IDs, as they are written. Raises ValueError without showing one."""
+    parts = [part.strip().partition(":") for part in text.split(",") if part.strip()]
+    if not all(name and colon for name, colon, _ in parts):
+        raise ValueError("write ID:BASE64, several by comma")
+    return [(name, encoded) for name, _, encoded in parts]
