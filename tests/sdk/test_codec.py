@@ -316,3 +316,16 @@ def test_values_nested_too_deep_are_refused(depth: int) -> None:
     assume(depth > 200)
     with pytest.raises(EncodeError, match="nested"):
         encode_plain(value)
+
+
+class Discounted(Item):
+    percent: int
+
+
+def test_an_instance_of_a_subclass_is_kept_as_the_annotation_says_and_a_union_keeps_the_fields_of_each_class() -> None:
+    bargain = Discounted(sku="a", percent=5)
+    item = codec_for(Item)
+    assert item.decode(item.encode(bargain)) == Item(sku="a")
+    either = codec_for(Discounted | Item)
+    for value in (bargain, Item(sku="a")):
+        assert either.decode(either.encode(value)) == value
