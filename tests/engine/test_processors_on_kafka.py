@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from tests.engine.processes import ProcessorProcess
+from tests.kafka.administrator import administrator
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "orders.py"
 EVENTS = int(os.environ.get("AGNT5_TEST_ORDERS", "10000"))
@@ -35,12 +36,8 @@ async def _produce(bootstrap: str, topic: str) -> None:
 
 
 async def _create(bootstrap: str, topic: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
+    async with administrator(bootstrap) as admin:
         await admin.create_topics([NewTopic(topic, 4, 1)])
-    finally:
-        await admin.close()
 
 
 def _owned(processor: ProcessorProcess) -> set[int]:

@@ -23,13 +23,14 @@ from typing import Any
 
 import httpx
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from agnt5 import registry
 from tests.engine.processes import ProcessorProcess, free_port
 from tests.faults.company import APP, CUSTOMERS, STEPS, Clock, Notes
 from tests.faults.proxy import Proxy
 from tests.faults.rebuilt import judged
+from tests.kafka.administrator import administrator
 
 PARTITIONS = 4
 
@@ -98,10 +99,8 @@ class World:
 
     async def __aenter__(self) -> World:
         await self.proxy.start(self.broker.ports["PLAINTEXT"])
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.proxy.address)
-        await admin.start()
-        await admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])
-        await admin.close()
+        async with administrator(self.proxy.address) as admin:
+            await admin.create_topics([NewTopic(self.topic, PARTITIONS, 1)])
         try:
             for p in self.processors:
                 await asyncio.to_thread(p.start)

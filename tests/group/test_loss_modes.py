@@ -41,7 +41,8 @@ from tests.engine.processes import ProcessorProcess, free_port
 from tests.faults.proxy import Proxy
 from tests.faults.world import behind
 from tests.group.test_zombie import kept_locally
-from tests.group.world import Group, administrator, create, group_of, lines, opened, run, until
+from tests.group.world import Group, create, group_of, lines, opened, run, until
+from tests.kafka.administrator import administrator
 
 APP = """
 import asyncio, os

@@ -20,7 +20,8 @@ from agnt5_engine.records.avro import encode
 from agnt5_engine.records.journal import CancelRequested
 from agnt5_engine.transport.base import BadTopicError, Message, TopicPartition, TopicSpec
 from tests.group.inside import joined, ready, settings_for, start, until
-from tests.group.world import administrator, opened
+from tests.group.world import opened
+from tests.kafka.administrator import administrator
 
 GOOD = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", "max.message.bytes": "9000000"}
 

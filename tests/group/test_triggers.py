@@ -14,9 +14,10 @@ from agnt5.types import event
 from agnt5.workflow import workflow
 from tests.engine.processes import statuses
 from tests.group.inside import joined, runs, settings_for, until
-from tests.group.world import administrator, create, opened, produce
+from tests.group.world import create, opened, produce
 from tests.group.world import group_of as group_of_processes
 from tests.group.world import until as wait_until
+from tests.kafka.administrator import administrator
 
 
 def _listen(name: str, topic: str) -> Any:

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import httpx
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 
 from agnt5_engine.records.avro import decode
 from agnt5_engine.runs import table
 from agnt5_engine.transport.base import Record, TopicPartition
 from agnt5_engine.transport.kafka import KafkaLog
 from tests.engine.processes import ProcessorProcess
+from tests.kafka.administrator import administrator
 from tests.kafka.real_log import plain
 
 T = TypeVar("T")
@@ -177,16 +178,6 @@ async def create(bootstrap: str, topic: str, partitions: int = 2, **config: str)
     async with opened(bootstrap) as log:
         while (found := await log.topics([topic])).get(topic) is None or found[topic].partitions < partitions:
             await asyncio.sleep(0.05)
-
-
-@contextlib.asynccontextmanager
-async def administrator(bootstrap: str) -> Any:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        yield admin
-    finally:
-        await admin.close()
 
 
 async def produce(bootstrap: str, topic: str, first: int, count: int) -> None:

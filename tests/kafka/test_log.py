@@ -17,6 +17,7 @@ from agnt5_engine.transport.base import (
     TopicSpec,
 )
 from agnt5_engine.transport.kafka import KafkaLog
+from tests.kafka.administrator import delete_records
 from tests.kafka.real_log import everything, made, plain
 
 Fresh = Callable[[str], str]
@@ -48,15 +49,9 @@ async def test_nothing_creates_a_topic_by_asking_for_it(log: KafkaLog, fresh: Fr
 
 
 async def test_reading_before_the_start_of_the_log_is_an_error_not_a_skip(log: KafkaLog, fresh: Fresh) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-    from aiokafka.structs import TopicPartition as KafkaPartition
-
     target = await made(log, fresh("t"))
     await log.append(target, [Message(b"k", b"%d" % n) for n in range(10)])
-    admin = AIOKafkaAdminClient(bootstrap_servers=log.wire.servers)
-    await admin.start()
-    await admin.delete_records({KafkaPartition(*target): RecordsToDelete(before_offset=6)})
-    await admin.close()
+    await delete_records(log.wire.servers, target.topic, target.partition, before=6)
     assert await log.bounds(target) == (6, 10)
     with pytest.raises(OffsetGoneError, match="does not hold offset 3"):
         async for _ in log.read(target, 3, 10):

@@ -19,6 +19,7 @@ from agnt5_engine.place import PLACE
 from agnt5_engine.transport.base import BadTopicError, Message, Record, TopicPartition, TransportError
 from agnt5_engine.transport.kafka import KafkaLog, thread
 from agnt5_engine.transport.kafka.batch import BatchWriter
+from tests.kafka.administrator import delete_records
 from tests.kafka.processors import SESSION_TIMEOUT, Child, Processor, make_journal, until
 from tests.kafka.real_log import everything, made, plain, spec
 
@@ -269,17 +270,11 @@ async def test_a_session_timeout_that_the_broker_refuses_ends_the_membership_wit
 async def test_a_journal_partition_that_lost_records_is_told_of_while_the_others_go_on(
     log: KafkaLog, fresh: Any, kafka: str
 ) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-    from aiokafka.structs import TopicPartition as KafkaPartition
-
     group, journal = fresh("g"), fresh("journal")
     await make_journal(log, journal, 2)
     for partition in (0, 1):
         await log.append(TopicPartition(journal, partition), [Message(b"k", b"v")] * 10)
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    await admin.delete_records({KafkaPartition(journal, 0): RecordsToDelete(before_offset=5)})
-    await admin.close()
+    await delete_records(kafka, journal, 0, before=5)
     a = await Processor(kafka, group, journal, "a", partitions=2).start()
     await until(lambda: a.sink.errors and len(a.sink.values) == 10)
     ((source, error),) = a.sink.errors
