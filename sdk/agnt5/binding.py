@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Unpack, cast, get_args, get_origin
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 from typing_extensions import TypedDict
 
-from agnt5.codec import CONFIG, adapter, encode_plain
+from agnt5.codec import CONFIG, PLAIN, Codec, adapter, encode_plain
 from agnt5.errors import DefinitionError, EncodeError, InputError
 from agnt5.signature import EMPTY, Declaration
 from agnt5.types import Envelope
@@ -74,13 +74,14 @@ def _encode(given: dict[str, Any], target: str) -> bytes:
 class Binder:
     """The validators of one workflow's parameters."""
 
-    __slots__ = ("_adapters", "_declaration", "_open", "_passed", "names", "takes_event", "target")
+    __slots__ = ("_adapters", "_declaration", "_open", "_passed", "_rest", "names", "takes_event", "target")
 
     def __init__(self, declaration: Declaration, workflow: str) -> None:
         self.target = f"workflow {workflow!r}"
         self._declaration = declaration
         self._adapters: dict[tuple[str, bool], TypeAdapter[Any]] = {}
-        self._open = any(p.kind is p.VAR_KEYWORD for p in declaration.parameters)
+        self._rest = next((p.name for p in declaration.parameters if p.kind is p.VAR_KEYWORD), None)
+        self._open = self._rest is not None
         self.names = [p.name for p in declaration.parameters if p.kind is not p.VAR_KEYWORD]
         self.takes_event = "event" in self.names
         self._passed: frozenset[str] | None = None
@@ -93,6 +94,8 @@ class Binder:
             arguments: dict[str, Any] = validator.validate_json(data, by_alias=True, by_name=True)
         except ValidationError as error:
             raise InputError(self._problems(error), self.target) from None
+        if self._rest is not None:
+            self._coerce_rest(self._rest, arguments)
         if from_envelope:
             assert envelope is not None
             arguments["event"] = Envelope.from_json(envelope)
@@ -125,6 +128,28 @@ class Binder:
     def prepare(self) -> None:
         """Build what binding needs. Raises DefinitionError for an annotation that cannot be used."""
         self._adapter("ignore", False)
+        if self._rest is not None and get_origin(self._declaration.annotation(self._rest)) is not Unpack:
+            self._check(self._rest)
+
+    def _coerce_rest(self, rest: str, arguments: dict[str, Any]) -> None:
+        """What `**rest` takes, each by its annotation, which a typed dictionary has no place for."""
+        codec = self._rest_codec(rest)
+        if codec is PLAIN:
+            return
+        problems: dict[str, str] = {}
+        for name in arguments.keys() - set(self.names):
+            try:
+                arguments[name] = codec.coerce(arguments[name])
+            except ValidationError as error:
+                for where, problem in self._problems(error).items():
+                    problems[f"{name}.{where}" if where else name] = problem
+        if problems:
+            raise InputError(problems, self.target)
+
+    def _rest_codec(self, rest: str) -> Codec:
+        """Fields of an unpacked TypedDict are taken as they are."""
+        unpacked = get_origin(self._declaration.annotation(rest)) is Unpack
+        return PLAIN if unpacked else self._declaration.codec(rest)
 
     def _adapter(self, extra: Literal["forbid", "ignore", "allow"], from_envelope: bool) -> TypeAdapter[Any]:
         if self._open:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any
 
@@ -369,3 +370,23 @@ def test_an_annotation_that_cannot_be_used_is_found_when_the_module_is_loaded() 
 
     with pytest.raises(DefinitionError, match=r"test_workflow.py:\d+.*output.*Socket"):
         other.prepare()
+
+
+def test_fields_that_only_double_star_takes_are_coerced_by_its_annotation() -> None:
+    @workflow
+    async def flow(ctx: WorkflowContext, name: str, **amounts: Decimal) -> None: ...
+
+    bound = flow.bind(b'{"name": "ann", "first": "1.50", "second": 2}', strict=True)
+    assert bound == {"name": "ann", "first": Decimal("1.50"), "second": Decimal(2)}
+    assert type(bound["first"]) is Decimal
+    with pytest.raises(InputError) as refused:
+        flow.bind(b'{"name": "ann", "first": "much", "second": null}', strict=True)
+    assert refused.value.fields.keys() == {"first", "second"}
+
+    @workflow
+    async def lines(ctx: WorkflowContext, **items: Item) -> None: ...
+
+    assert lines.bind(b'{"a": {"sku": "x"}}', strict=False) == {"a": Item(sku="x")}
+    with pytest.raises(InputError) as refused:
+        lines.bind(b'{"a": {"quantity": 1}}', strict=True)
+    assert refused.value.fields.keys() == {"a.sku"}
