@@ -6,9 +6,9 @@ import math
 import random
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from agnt5.batch import BatchResult, BatchRun
 from agnt5.codec import check_text, codec_for, decode_plain
@@ -28,6 +28,7 @@ from agnt5.state import RunState, SessionState, State, UserState
 
 if TYPE_CHECKING:
     from agnt5.replay.activation import Activation
+    from agnt5.workflow import Workflow
 
 R = TypeVar("R")
 
@@ -120,7 +121,17 @@ class WorkflowContext:
 
     # ------------------------------------------------------------------ steps
 
-    def step(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Awaitable[Any]:
+    @overload
+    def step(
+        self, fn: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def step(
+        self, fn: Callable[..., R], /, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def step(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Coroutine[Any, Any, Any]: ...
+    def step(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Call a function once and remember its result.
 
             await ctx.step(charge, order_id)                  a @function, or any function
@@ -132,13 +143,23 @@ class WorkflowContext:
             raise TypeError(f"key must be text, not {key!r}; a function's own keyword of that name goes by position")
         return step_of(self._activation, None, fn, args, kwargs, caller())
 
-    def run(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Awaitable[Any]:
+    @overload
+    def run(
+        self, fn: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def run(
+        self, fn: Callable[..., R], /, *args: Any, key: str | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def run(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Coroutine[Any, Any, Any]: ...
+    def run(self, fn: Any, /, *args: Any, key: str | None = None, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """The same as `step`."""
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be text, not {key!r}; a function's own keyword of that name goes by position")
         return step_of(self._activation, None, fn, args, kwargs, caller())
 
-    def parallel(self, *awaitables: Awaitable[Any], return_exceptions: bool = False) -> Awaitable[list[Any]]:
+    def parallel(self, *awaitables: Awaitable[Any], return_exceptions: bool = False) -> Coroutine[Any, Any, list[Any]]:
         """Everything at once; the results in order. The first failure cancels the rest, waits for their end and is
         raised; with `return_exceptions` failures are among the results instead.
 
@@ -147,7 +168,7 @@ class WorkflowContext:
 
     def gather(
         self, *positional: Any, return_exceptions: bool = False, **awaitables: Awaitable[Any]
-    ) -> Awaitable[dict[str, Any]]:
+    ) -> Coroutine[Any, Any, dict[str, Any]]:
         """As `parallel`, by name: `data = await ctx.gather(users=count_users(), errors=count_errors())`."""
         if positional:
             for given in positional:
@@ -162,6 +183,25 @@ class WorkflowContext:
             caller(),
         )
 
+    @overload
+    def batch(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        items: Iterable[Any],
+        max_concurrency: int = 10,
+        continue_on_failure: bool = True,
+        timeout_per_item: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, BatchResult[R]]: ...
+    @overload
+    def batch(
+        self,
+        fn: Callable[..., R],
+        items: Iterable[Any],
+        max_concurrency: int = 10,
+        continue_on_failure: bool = True,
+        timeout_per_item: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, BatchResult[R]]: ...
+    @overload
     def batch(
         self,
         fn: Any,
@@ -169,13 +209,31 @@ class WorkflowContext:
         max_concurrency: int = 10,
         continue_on_failure: bool = True,
         timeout_per_item: float | timedelta | None = None,
-    ) -> Awaitable[BatchResult[Any]]:
+    ) -> Coroutine[Any, Any, BatchResult[Any]]: ...
+    def batch(
+        self,
+        fn: Any,
+        items: Iterable[Any],
+        max_concurrency: int = 10,
+        continue_on_failure: bool = True,
+        timeout_per_item: float | timedelta | None = None,
+    ) -> Coroutine[Any, Any, BatchResult[Any]]:
         """`fn` over `items`, `max_concurrency` at a time. An item that is a dict is keyword arguments, else it is the
         one argument. `timeout_per_item`: seconds, retries included. With `continue_on_failure=False` the first failure
         cancels the rest."""
         return self._batch(fn, items, max_concurrency, continue_on_failure, timeout_per_item, BatchRun.result_object)
 
-    def map(self, fn: Any, items: Iterable[Any], max_concurrency: int = 10) -> Awaitable[list[Any]]:
+    @overload
+    def map(
+        self, fn: Callable[..., Coroutine[Any, Any, R]], items: Iterable[Any], max_concurrency: int = 10
+    ) -> Coroutine[Any, Any, list[R]]: ...
+    @overload
+    def map(
+        self, fn: Callable[..., R], items: Iterable[Any], max_concurrency: int = 10
+    ) -> Coroutine[Any, Any, list[R]]: ...
+    @overload
+    def map(self, fn: Any, items: Iterable[Any], max_concurrency: int = 10) -> Coroutine[Any, Any, list[Any]]: ...
+    def map(self, fn: Any, items: Iterable[Any], max_concurrency: int = 10) -> Coroutine[Any, Any, list[Any]]:
         """As `batch`, giving the outputs in order. An item that fails cancels the rest and is raised."""
 
         def outputs(batch: BatchRun[Any]) -> list[Any]:
@@ -216,11 +274,11 @@ class WorkflowContext:
             activation, path, step, list(items), max_concurrency, continue_on_failure, timeout_ms, finish, site
         )
 
-    def _called(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[R]:
+    def _called(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, R]:
         """`fn(...)`, a function called without ctx: the same as `ctx.step(fn, ...)`."""
         return step_of(self._activation, None, function, args, kwargs, caller(3))
 
-    def _in_place(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[R]:
+    def _in_place(self, function: Function[R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, R]:
         """`await fn(ctx, ...)`: see `agnt5.replay.inplace`."""
         info, activation = self._activation.info, self._activation
         activation.branch()
@@ -240,7 +298,7 @@ class WorkflowContext:
 
     # ------------------------------------------------------------------ waiting
 
-    def sleep(self, seconds: float | timedelta, name: str | None = None) -> Awaitable[None]:
+    def sleep(self, seconds: float | timedelta, name: str | None = None) -> Coroutine[Any, Any, None]:
         """Wait for `seconds` of the log's time, whatever happens to the process meanwhile."""
         due = self._due(seconds, "seconds")
         if name is not None and not isinstance(name, str):
@@ -257,7 +315,7 @@ class WorkflowContext:
         allow_custom: bool = False,
         skippable: bool = False,
         timeout: float | timedelta | None = None,
-    ) -> Awaitable[Any]:
+    ) -> Coroutine[Any, Any, Any]:
         """Ask a person. Gives the text or the chosen option's id, a list of ids for `multiselect`, None when skipped.
 
         `input_type`: text, approval (approve and reject unless options say else), select or multiselect. `options`:
@@ -267,7 +325,9 @@ class WorkflowContext:
         self._activation.checked(ask.question.encode() + ask.options, "the question with its options")
         return Entry(self._activation, ask._replace(path=self._activation.branch().take()), caller())
 
-    def wait_for_signal(self, name: str, type: Any = None, timeout: float | timedelta | None = None) -> Awaitable[Any]:
+    def wait_for_signal(
+        self, name: str, type: Any = None, timeout: float | timedelta | None = None
+    ) -> Coroutine[Any, Any, Any]:
         """The payload of the next signal of that name that has not been taken, also one that came before. `type`
         coerces it. `timeout` (seconds): TimeoutError after it."""
         if not isinstance(name, str) or not name:
@@ -279,13 +339,17 @@ class WorkflowContext:
 
     # ------------------------------------------------------------------ other runs, other topics
 
-    def start(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Awaitable[ChildHandle]:
+    def start(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, ChildHandle]:
         """Start a child run, without waiting for it: `handle.run_id`, `await handle.result()`, `.cancel()`,
         `.signal(name, payload)`. It inherits session and user, and is cancelled when this run is, unless
         `workflow.options(detached=True)` says else. Raises InputError for input that does not bind."""
         return ChildStart(self._activation, child_of(self._activation, workflow, args, kwargs, caller()), caller())
 
-    def call(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    @overload
+    def call(self, workflow: Workflow[R], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def call(self, workflow: str, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]: ...
+    def call(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Run a child to its end and give its output. Raises ChildError when it fails; otherwise as `start`."""
         return child_of(self._activation, workflow, args, kwargs, caller())
 
@@ -295,7 +359,7 @@ class WorkflowContext:
         value: Any,
         key: str | bytes | None = None,
         headers: Mapping[str, str | bytes] | None = None,
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """Publish an event to a Kafka topic, at least once; the header `agnt5-event-id` is the same each time."""
         if not isinstance(topic, str) or not _TOPIC.fullmatch(topic) or topic in (".", ".."):
             raise ValueError(f"topic {topic!r}: Kafka takes letters, digits, '.', '_' and '-', at most 249 of them")

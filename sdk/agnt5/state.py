@@ -6,7 +6,7 @@ Values are JSON: what `get` returns is a copy, and changing it changes nothing u
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
@@ -33,37 +33,37 @@ class State(ABC):
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
 
-    def get(self, key: str, default: Any = None) -> Awaitable[Any]:
+    def get(self, key: str, default: Any = None) -> Coroutine[Any, Any, Any]:
         """The value at `key`, or `default`."""
         self._check(key)
         return self._read(
             f"get({key!r})", lambda values: values.get(key, b""), lambda data: decode_plain(data) if data else default
         )
 
-    def set(self, key: str, value: Any) -> Awaitable[None]:
+    def set(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Put `value` at `key`. Raises EncodeError for what JSON cannot hold, ValueError for what is too large."""
         self._check(key)
         data = self._encoded(key, value)
         return self._write(f"set({key!r})", _changes(put={key: data}))
 
-    def delete(self, key: str) -> Awaitable[None]:
+    def delete(self, key: str) -> Coroutine[Any, Any, None]:
         """Remove `key`; nothing happens when it is not there."""
         self._check(key)
         return self._write(f"delete({key!r})", _changes(delete=[key]))
 
-    def clear(self) -> Awaitable[None]:
+    def clear(self) -> Coroutine[Any, Any, None]:
         """Remove everything."""
         return self._write("clear()", _changes(clear=True))
 
-    def keys(self) -> Awaitable[list[str]]:
+    def keys(self) -> Coroutine[Any, Any, list[str]]:
         """All keys, sorted."""
         return self._read("keys()", lambda values: to_json(sorted(values)), decode_plain)
 
-    def to_dict(self) -> Awaitable[dict[str, Any]]:
+    def to_dict(self) -> Coroutine[Any, Any, dict[str, Any]]:
         """Everything, by key."""
         return self._read("to_dict()", _object, decode_plain)
 
-    def update(self, key: str, fn: Change, default: Any = None) -> Awaitable[Any]:
+    def update(self, key: str, fn: Change, default: Any = None) -> Coroutine[Any, Any, Any]:
         """Put `fn(value)` at `key`, atomically, and return it. `fn` is plain and quick; where others write at the same
         time it may be called more than once."""
         self._check(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -33,7 +33,20 @@ class Watcher(Protocol):
     def settled(self, pending: Pending[Any]) -> None: ...
 
 
-class Pending(Generic[T_co]):
+if TYPE_CHECKING:
+
+    class _Base(Coroutine[Any, Any, T_co]):
+        """To typed code an operation is a coroutine: `TaskGroup.create_task` takes nothing else."""
+
+        def send(self, value: Any, /) -> Any: ...
+        def throw(self, *error: Any) -> Any: ...
+        def close(self) -> None: ...
+
+else:
+    _Base = Generic
+
+
+class Pending(_Base[T_co]):
     """An operation of a workflow: `await` it once or more, each gives the same result or raises the same error."""
 
     __slots__ = (
