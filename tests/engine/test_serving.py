@@ -319,3 +319,22 @@ async def test_a_list_of_many_questions_leaves_the_processor_to_others_and_has_e
         await asyncio.sleep(0)
     assert sorted(approval.run_id for approval in await listing) == ids
     assert turns >= len(ids)
+
+
+@workflow
+async def says_hello(ctx: WorkflowContext) -> str:
+    return "hello"
+
+
+async def test_finished_runs_that_are_only_read_do_not_stay_in_memory(engine: Engine) -> None:
+    run_ids = [(await engine.run("says_hello")).run_id for _ in range(3)]
+
+    async def forgotten() -> bool:
+        return not any(owner.state.runs for owner in engine.processor._owners.values())
+
+    await engine.until(forgotten)
+    await asyncio.sleep(0.5)  # what the runs leave to be delivered is written down, and the journal rests
+    for run_id in run_ids:
+        assert await engine.processor.events(run_id)
+        assert await engine.processor.history(run_id)
+    await engine.until(forgotten, 5)

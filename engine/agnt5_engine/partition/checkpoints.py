@@ -165,6 +165,8 @@ class Checkpoints:
                     log.warning("checkpoint.retry", partition=self._owner.partition, error=str(e))
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, 5)
+            # Also when nothing was written: whoever only reads brings runs into memory, too.
+            forget_clean(self._owner.state, keep=self._resident)
 
     async def _write(self, clean: bool) -> None:
         owner, place = self._owner, self._owner.place
@@ -182,7 +184,6 @@ class Checkpoints:
         )
         owner.table.write([*rows, head], marker_now(place.cluster_id, self._changelog_offset))
         self._written, self._unwritten = marker.applied, None
-        forget_clean(state, keep=self._resident)
 
     async def close(self, *, save: bool) -> None:
         if self._task is not None:
