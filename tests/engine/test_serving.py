@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import time
+import weakref
 
 import httpx
 import pytest
@@ -338,3 +340,32 @@ async def test_finished_runs_that_are_only_read_do_not_stay_in_memory(engine: En
         assert await engine.processor.events(run_id)
         assert await engine.processor.history(run_id)
     await engine.until(forgotten, 5)
+
+
+class Frame:
+    """Something large that code logs."""
+
+
+FRAMES: list[weakref.ref[Frame]] = []
+
+
+@function
+async def logs_a_frame(ctx: FunctionContext) -> None:
+    frame = Frame()
+    FRAMES.append(weakref.ref(frame))
+    ctx.logger.info("read", extra={"frame": frame, "rows": 3})
+
+
+@workflow
+async def reads_a_frame(ctx: WorkflowContext) -> None:
+    await ctx.step(logs_a_frame)
+
+
+async def test_what_a_run_has_logged_is_freed_with_the_run(engine: Engine) -> None:
+    FRAMES.clear()
+    run = await engine.run("reads_a_frame")
+    lines = [e async for e in engine.processor.follow(run.run_id) if e.type == "log"]
+    assert [line.data["rows"] for line in lines] == [3]
+    assert "Frame object" in lines[0].data["frame"]
+    gc.collect()
+    assert [frame() for frame in FRAMES] == [None]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json, to_json
 
 from agnt5_engine.runs.effects import Verdict
 
@@ -94,7 +97,7 @@ class Live:
             watcher.changed.set()
 
     def line(self, run_id: str, type: str, data: dict[str, Any]) -> None:
-        line = Line(int(time.time() * 1000), type, data)
+        line = Line(int(time.time() * 1000), type, {name: _told(value) for name, value in data.items()})
         self._recent.append((run_id, line))
         for watcher in self._watchers.get(run_id, ()):
             watcher.lines.append(line)
@@ -114,6 +117,16 @@ class Live:
                 watcher.gone = True
                 watcher.changed.set()
         self._watchers.clear()
+
+
+def _told(value: Any) -> Any:
+    """The value as it is now, in JSON's types, or as text what no JSON can hold: code logs what it likes. A line is
+    kept for longer than what it tells of."""
+    with suppress(Exception):
+        return from_json(to_json(value))
+    with suppress(Exception):
+        return str(value).encode(errors="replace").decode()
+    return f"<{type(value).__qualname__}>"
 
 
 class RunListener:

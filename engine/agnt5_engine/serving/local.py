@@ -320,18 +320,8 @@ def _lines(watcher: Watcher, run_id: str, seq: int) -> Iterator[Event]:
     """What the run has said since the event `seq`."""
     while watcher.lines:
         line = watcher.lines.popleft()
-        data = {name: _told(value) for name, value in line.data.items()}
-        shape = {"seq": seq, "time": at(line.time), "type": line.type, "run_id": run_id, "data": data}
+        shape = {"seq": seq, "time": at(line.time), "type": line.type, "run_id": run_id, "data": line.data}
         yield Event.model_validate(shape)
-
-
-def _told(value: Any) -> Any:
-    """The value, or as text what no JSON can hold: code logs what it likes."""
-    try:
-        to_json(value)
-    except ValueError:
-        return str(value).encode(errors="replace").decode()
-    return value
 
 
 class _watching:
