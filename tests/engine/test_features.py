@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from agnt5 import ChildError, FatalError, FunctionContext, WorkflowContext, function, workflow
+from agnt5 import ChildError, FatalError, FunctionContext, Workflow, WorkflowContext, function, workflow
 from agnt5.testing import TestEnvironment
 from agnt5.types import event
 from agnt5_engine.ports import Refused
@@ -654,3 +654,43 @@ async def test_a_child_is_not_given_the_result_of_another_workflow_s_run_that_ha
     assert run.output[:2] == ["first", "first"]
     assert "takes_a_name" in run.output[2]
     assert "counts_in_its_session" in run.output[2]
+
+
+@workflow
+async def cancelled_child(ctx: WorkflowContext) -> str:
+    child = await ctx.start(forever)
+    await child.cancel()
+    try:
+        await child.result()
+    except ChildError as error:
+        return str(error).replace(child.run_id, "ID")
+    return "it ended"
+
+
+@workflow
+async def late_child(ctx: WorkflowContext) -> str:
+    child = await ctx.start(never_done)
+    try:
+        await child.result()
+    except ChildError as error:
+        return str(error).replace(child.run_id, "ID")
+    return "it ended"
+
+
+@workflow
+async def forever(ctx: WorkflowContext) -> None:
+    await ctx.wait_for_signal("never")
+
+
+@workflow(timeout=0.2)
+async def never_done(ctx: WorkflowContext) -> None:
+    await ctx.wait_for_signal("never")
+
+
+@pytest.mark.parametrize("parent", [cancelled_child, late_child])
+async def test_a_parent_is_told_the_same_of_its_child_in_the_test_environment(
+    parent: Workflow[str], engine: Engine
+) -> None:
+    async with TestEnvironment() as env:
+        told = await env.run(parent)
+    assert (await engine.run(parent.name)).output == told

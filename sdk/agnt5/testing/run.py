@@ -222,7 +222,7 @@ class TestRun:
             case Stopped():
                 self.status = "timeout" if self._cancelled == "timeout" else "cancelled"
                 if self.status == "timeout":
-                    self.error = ErrorInfo("TimeoutError", "the run's own timeout has passed")
+                    self.error = ErrorInfo("TimeoutError", "the run's own timeout passed")
                 for path, child in self._children.items():
                     ask = self.open.get(path)
                     if isinstance(ask, ChildAsk) and not ask.detached:
@@ -245,7 +245,7 @@ class TestRun:
         if self.output is not None:
             self.env.post(parent, Resolved(path, self.output))
             return
-        error = self.error or ErrorInfo("asyncio.CancelledError", f"child run {self.info.run_id} was cancelled")
+        error = self.error or ErrorInfo("asyncio.CancelledError", f"child run {self.info.run_id} is cancelled")
         self.env.post(parent, Failed(path, error._replace(step=self.workflow.name)))
 
     def _again(self, error: ErrorInfo) -> bool:
