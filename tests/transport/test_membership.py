@@ -227,7 +227,7 @@ async def test_what_is_known_from_acks_is_hardly_brought_and_what_others_write_t
         for _ in range(3):
             await group.append(target, 1)
             count = len(sink.applied)
-            await asyncio.wait_for(sink.until(lambda: len(sink.applied) == count + 1), 2)  # noqa: B023
+            await asyncio.wait_for(sink.until(lambda: len(sink.applied) == count + 1), 10)  # noqa: B023
 
 
 async def test_a_partition_whose_batch_takes_long_does_not_hold_up_the_others(group: Group) -> None:
